@@ -1,0 +1,1 @@
+"""Rooms shared by the scripts: see docs/architecture.md."""

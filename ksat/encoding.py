@@ -1,0 +1,163 @@
+"""Messages -> token ids: the prompt as the base's family renders it, and each choice as its real continuation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from ksat.errors import InputError
+from ksat.prompts import Message, PromptTemplate, ScoreBy, build_messages, continuations, fold_system
+from ksat.questions import Question, passage_key
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuestion:
+    """What the model sees of a question.
+
+    The score of choice k is the sum of the log-probabilities of continuations[k] behind prompt_ids, divided by
+    divisors[k]: its number of characters when choices are scored by text, 1 when by label. Training and scoring read
+    the same record, so what is trained is what is scored.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]  # one a choice, in the row's order
+    divisors: tuple[float, ...]
+    answer_index: int | None
+    num_cut_characters: int = 0  # taken from the middle of the passage
+    num_dropped_shots: int = 0
+
+
+class Encoder:
+    """Encodes questions for one base.
+
+    Args:
+        tokenizer: the base's own.
+        template: the prompt's wording.
+        score_by: "label" or "text".
+        max_tokens: a prompt's limit in tokens; the middle of the passage is cut to it.
+        shots: labelled questions to put before each; those on the row's own passage are left out.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: PromptTemplate, score_by: ScoreBy, *, max_tokens: int, shots: Sequence[Question] = ()
+    ) -> None:
+        self.tokenizer, self.template, self.score_by = tokenizer, template, score_by
+        self.max_tokens, self.shots = max_tokens, tuple(shots)
+        self.has_chat_template = bool(tokenizer.chat_template)
+        self._folds_system = self.has_chat_template and not _serves_system(tokenizer)
+        first = tokenizer("1").input_ids[:1]
+        self._bos = tokenizer.bos_token if first and first[0] == tokenizer.bos_token_id else ""
+
+    def encode(self, question: Question) -> EncodedQuestion:
+        """The question as token ids.
+
+        Raises:
+            InputError: the question does not fit even without its passage, or a digit is not one token.
+        """
+        shots = [shot for shot in self.shots if shot.id != question.id and passage_key(shot) != passage_key(question)]
+        num_shots = len(shots)
+        while shots and len(self._ids(self.render(question, shots))) > self.max_tokens:
+            shots.pop(0)
+        num_kept = self._num_fitting_characters(question, shots)
+        passage = question.passage if num_kept == len(question.passage) else _without_middle(question.passage, num_kept)
+        text = self.render(question, shots, passage)
+        prompt_ids, branches = self._split(text, continuations(question, self.score_by))
+        if self.score_by == "label" and any(len(branch) != 1 for branch in branches):
+            raise InputError(
+                f"question {question.id!r}: a digit is {[len(b) for b in branches]} tokens behind this prompt, expected one "
+                "each; end the --prompt template in another way, or use --score-by text"
+            )
+        return EncodedQuestion(
+            id=question.id,
+            prompt_ids=prompt_ids,
+            continuations=branches,
+            divisors=tuple(float(len(c)) if self.score_by == "text" else 1.0 for c in question.choices),
+            answer_index=None if question.answer is None else question.answer - 1,
+            num_cut_characters=len(question.passage) - num_kept,
+            num_dropped_shots=num_shots - len(shots),
+        )
+
+    def render(self, question: Question, shots: Sequence[Question] = (), passage: str | None = None) -> str:
+        """The prompt as text, special tokens included, up to where the answer begins."""
+        messages = build_messages(self.template, question, self.score_by, shots=shots, passage=passage)
+        if not self.has_chat_template:
+            return self._bos + _plain(messages, "" if self.score_by == "label" else " ")
+        if self._folds_system:
+            messages = fold_system(messages)
+        # enable_thinking=False: Qwen3 would answer with its thoughts; templates that don't know the name ignore it.
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of rendered text; it holds its special tokens already, a second BOS would move everything."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _split(self, prompt: str, texts: Sequence[str]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Prompt ids and continuation ids, tokenised together: where the border is merged, it moves to the left."""
+        blank = " " if self.score_by == "text" and not self.has_chat_template and not prompt[-1:].isspace() else ""
+        prompt_ids = self._ids(prompt)
+        whole = [self._ids(prompt + blank + text) for text in texts]
+        border = min(_common_prefix(prompt_ids, ids) for ids in whole)
+        return tuple(prompt_ids[:border]), tuple(tuple(ids[border:]) for ids in whole)
+
+    def _num_fitting_characters(self, question: Question, shots: Sequence[Question]) -> int:
+        """How many characters of the passage fit: all, or the most that do when the middle is cut, by bisection."""
+        if len(self._ids(self.render(question, shots))) <= self.max_tokens:
+            return len(question.passage)
+        low, high = -1, len(question.passage)  # `low` characters fit, `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if len(self._ids(self.render(question, shots, _without_middle(question.passage, middle)))) <= self.max_tokens:
+                low = middle
+            else:
+                high = middle
+        if low < 0:
+            raise InputError(
+                f"question {question.id!r}: more than --max-tokens {self.max_tokens} even without its passage; raise --max-tokens"
+            )
+        return low
+
+
+_ELLIPSIS = "\n(중략)\n"
+
+
+def _without_middle(passage: str, num_kept: int) -> str:
+    """`num_kept` characters, half from the head and half from the tail."""
+    head = (num_kept + 1) // 2
+    return passage[:head] + _ELLIPSIS + passage[len(passage) - (num_kept - head) :]
+
+
+def _plain(messages: Sequence[Message], before_answer: str) -> str:
+    """Text for a base without a chat template: turns apart by a blank line, a shot's answer right behind its prompt."""
+    text = ""
+    for message in messages:
+        if message["role"] == "assistant":
+            text += before_answer + message["content"]
+        else:
+            text += ("\n\n" if text else "") + message["content"]
+    return text
+
+
+def _serves_system(tokenizer: Any) -> bool:
+    """Whether the chat template keeps a system turn: some raise, some drop it without a word."""
+    marker = "시스템-역할-확인"
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "system", "content": marker}, {"role": "user", "content": "1"}], tokenize=False
+        )
+    except (jinja2.TemplateError, ValueError):
+        return False
+    return marker in rendered
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

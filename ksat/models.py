@@ -1,0 +1,393 @@
+"""Bases: which one to take, and loading it with its adapter behind one seam.
+
+`load` gives a LanguageModel; no other room knows which engine is inside. Heavy imports happen in functions: unsloth must
+be imported before transformers, and --help must not wait for either.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ksat.embedded import EMBEDDED, embedded_path
+from ksat.errors import InputError
+from ksat.packing import Pack, as_rows, visible
+
+if TYPE_CHECKING:
+    import torch
+
+Engine = Literal["unsloth", "transformers"]
+SEVEN_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBase:
+    """A base of the team's table. Sizes in GiB, from its parameter count (nf4: 0.516 bytes each, head and embedding fp16)."""
+
+    name: str
+    download_gib: float
+    training_gib: float  # peak of a QLoRA step at 2,048 tokens
+    relative_cost: float  # floating point operations a token, the 32B as 1
+
+
+# Largest first; the training peak of the 32B is measured (speed.md: 20.6-24.2 GiB), the others scaled by parameters.
+BY_SIZE = (
+    KnownBase("unsloth/Qwen2.5-32B-Instruct-bnb-4bit", 18.0, 24.2, 1.0),
+    KnownBase("unsloth/Qwen2.5-14B-bnb-4bit", 9.7, 13.5, 0.42),
+    KnownBase("hungun/Qwen2.5-7B-Instruct-kowiki-qa", 14.2, 8.5, 0.21),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the model runs.
+
+    Attributes:
+        kind: "cuda" or "cpu".
+        name: as the driver calls it.
+        capability: CUDA compute capability, (0, 0) on the CPU.
+        memory_gib: memory of the card, 0 on the CPU.
+    """
+
+    kind: Literal["cuda", "cpu"]
+    name: str
+    capability: tuple[int, int]
+    memory_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """A LoRA as PEFT knows it; the update is scaled by alpha / sqrt(rank) with rslora, alpha / rank without."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    rslora: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_device(asked: str) -> Device:
+    """The device for --device auto|cuda|cpu.
+
+    Raises:
+        InputError: cuda was asked for and there is none.
+    """
+    import torch
+
+    if asked != "cpu" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        capability = (properties.major, properties.minor)
+        return Device("cuda", properties.name, capability, properties.total_memory / 2**30)
+    if asked == "cuda":
+        raise InputError("--device cuda: torch sees no CUDA GPU; check nvidia-smi and the installed torch, or use --device cpu")
+    return Device("cpu", f"{os.cpu_count()} CPU cores", (0, 0), 0.0)
+
+
+def choose_dtype(asked: str, device: Device) -> str:
+    """"float32", "float16" or "bfloat16". By capability: torch.cuda.is_bf16_supported() also says True where bf16 is emulated."""
+    if asked != "auto":
+        return asked
+    if device.kind == "cpu":
+        return "float32"  # half precision is some 100 times slower there
+    return "bfloat16" if device.capability >= (8, 0) else "float16"
+
+
+def choose_engine(asked: str, device: Device) -> Engine:
+    """The engine for --engine auto|unsloth|transformers; auto is Unsloth on CUDA, until a benchmark of ours says otherwise.
+
+    Raises:
+        InputError: unsloth was asked for and is not installed.
+    """
+    import importlib.util
+
+    installed = importlib.util.find_spec("unsloth") is not None
+    if asked == "unsloth" and not installed:
+        raise InputError("--engine unsloth: the package is not installed; run make setup, or use --engine transformers")
+    if asked == "unsloth" or (asked == "auto" and device.kind == "cuda" and installed):
+        return "unsloth"
+    return "transformers"
+
+
+def choose_base(device: Device, *, samples: bool) -> tuple[str, str]:
+    """The base when none is named, and why in one sentence."""
+    if samples:
+        return "embedded", "the sample questions only show that everything works"
+    if device.kind == "cpu":
+        return "embedded", "there is no GPU; a 270M model is a stand-in, not a contender"
+    for known in BY_SIZE:
+        if known.training_gib <= 0.95 * device.memory_gib:
+            return known.name, f"the largest known base whose training (about {known.training_gib} GiB) fits {device.name}"
+    return "embedded", f"{device.name} has {device.memory_gib:.1f} GiB; the smallest known base needs {BY_SIZE[-1].training_gib}"
+
+
+def is_embedded(base: str) -> bool:
+    return base in EMBEDDED
+
+
+def import_engine(engine: Engine) -> None:
+    """Imports unsloth first if it is the engine: it patches transformers, peft and trl while they load."""
+    # A library that phones home during an exam is a surprise; users can set these themselves.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if engine == "unsloth":
+        import unsloth  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
+
+
+class LanguageModel:
+    """A causal language model, with or without an adapter: a pack goes in, choice scores come out, differentiable.
+
+    Attributes:
+        model: the transformers or PEFT module.
+        tokenizer: the base's own.
+        engine: "unsloth" or "transformers".
+        dtype: what it computes in; "float32" means no autocast.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, engine: Engine, dtype: str) -> None:
+        self.model, self.tokenizer, self.engine, self.dtype = model, tokenizer, engine, dtype
+        self.device = next(model.parameters()).device
+        text_config = model.config.get_text_config()
+        self._window: int | None = (
+            text_config.sliding_window if "sliding_attention" in (getattr(text_config, "layer_types", None) or []) else None
+        )
+        _keep_nf4_unpacked(model)
+
+    def choice_scores(self, pack: Pack) -> "torch.Tensor":
+        """(n, K) log-likelihood of every choice divided by its divisor; -inf where the choice does not exist.
+
+        At least fp32. Rows are in the pack's order, columns in the order of the row's choices.
+        """
+        import torch
+
+        positions, inverse = np.unique(pack.scored_positions, return_inverse=True)
+        with self.autocast():
+            logits = self._shared_logits(pack, positions) if self.engine == "transformers" else self._row_logits(pack, positions)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (P, V)
+        targets, owners, inverse = (torch.from_numpy(a).to(logits.device) for a in (pack.targets, pack.owners, inverse))
+        token_scores = logits[inverse, targets] - logits.logsumexp(dim=-1)[inverse]  # (S,)
+        divisors = torch.from_numpy(pack.divisors).to(logits)  # (n, K)
+        sums = torch.zeros(divisors.numel(), dtype=logits.dtype, device=logits.device).index_add(0, owners, token_scores)
+        return (sums.view_as(divisors) / divisors).masked_fill(divisors.isnan(), -torch.inf)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Half precision for the layers where the base is half precision; adapters stay fp32."""
+        import torch
+
+        half = self.dtype in ("float16", "bfloat16")
+        with torch.autocast(self.device.type, dtype=getattr(torch, self.dtype) if half else None, enabled=half):
+            yield
+
+    def _shared_logits(self, pack: Pack, positions: np.ndarray[Any, np.dtype[np.int64]]) -> "torch.Tensor":
+        """(P, V) logits of these positions of a pack, each prompt computed once, behind a block mask."""
+        import torch
+
+        mask = self._additive(visible(pack))
+        attention_mask: Any = mask
+        if self._window is not None:
+            near = pack.position_ids[:, None] - pack.position_ids[None, :] < self._window
+            attention_mask = {"full_attention": mask, "sliding_attention": self._additive(visible(pack) & near)}
+        output = self.model(
+            input_ids=torch.from_numpy(pack.token_ids)[None].to(self.device),
+            position_ids=torch.from_numpy(pack.position_ids)[None].to(self.device),
+            attention_mask=attention_mask,
+            logits_to_keep=torch.from_numpy(positions).to(self.device),
+            use_cache=False,
+        )
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def _additive(self, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> "torch.Tensor":
+        """(1, 1, T, T): 0 where a token is seen, the lowest number where not; serves SDPA and eager attention alike."""
+        import torch
+
+        dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else self.model.dtype
+        hidden = torch.from_numpy(~mask).to(self.device)[None, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill(hidden, torch.finfo(dtype).min)
+
+    def _row_logits(self, pack: Pack, positions: np.ndarray[Any, np.dtype[np.int64]]) -> "torch.Tensor":
+        """(P, V) the same logits from plain right-padded rows: Unsloth's attention is causal and knows no shared prefix.
+
+        Pads stand behind every real token, so no mask is needed.
+        """
+        import torch
+
+        ids, place = as_rows(pack, pad_id=self.tokenizer.pad_token_id or 0)
+        first = {int(position): i for i, position in reversed(list(enumerate(pack.scored_positions)))}
+        rows, columns = torch.from_numpy(place[[first[int(p)] for p in positions]].T.copy()).to(self.device)  # (P,) each
+        kept, column_index = columns.unique(return_inverse=True)
+        # Unsloth's fast forward then returns hidden states in the place of logits; transformers' own ignores it.
+        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
+        try:
+            output = self.model(input_ids=torch.from_numpy(ids).to(self.device), logits_to_keep=kept, use_cache=False).logits
+        finally:
+            del os.environ["UNSLOTH_RETURN_HIDDEN_STATES"]
+        if output.shape[-1] != self.model.config.get_text_config().hidden_size:
+            return output[rows, column_index]  # type: ignore[no-any-return]
+        from unsloth.models.llama import apply_logit_transforms, resolve_logit_scaling
+
+        hidden = output[rows, columns if output.shape[1] == ids.shape[1] else column_index]
+        head = self.model.get_output_embeddings()
+        return apply_logit_transforms(head(hidden.to(head.weight.dtype)), *resolve_logit_scaling(self.model.config))  # type: ignore[no-any-return]
+
+
+def _keep_nf4_unpacked(model: Any) -> None:
+    """Stops bitsandbytes from repacking nf4 weights in evaluation on CPUs with AVX512-BF16: backward passes that follow
+    would read the repacked bytes and be wrong without a word."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How to load a base.
+
+    Attributes:
+        base: hub name, local folder, or an embedded base.
+        engine: which engine.
+        device: where to.
+        dtype: "float32", "float16" or "bfloat16".
+        nf4: quantise to 4 bits while loading (a checkpoint that is quantised already stays as it is).
+        max_tokens: the longest sequence, in tokens.
+        trust_remote_code: run Python code of the base's repository.
+    """
+
+    base: str
+    engine: Engine
+    device: Device
+    dtype: str
+    nf4: bool
+    max_tokens: int
+    trust_remote_code: bool = False
+
+
+def base_path(base: str) -> str:
+    """What from_pretrained takes: the cache folder of an embedded base, else the name itself."""
+    return str(embedded_path(base)) if is_embedded(base) else base
+
+
+@contextlib.contextmanager
+def _clear_load_errors(base: str) -> Iterator[None]:
+    """Turns what the libraries raise for an unknown, unreachable or unsupported base into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = lines[0] if lines else type(error).__name__
+        if "trust_remote_code" in str(error):
+            text = "it brings its own Python code; read it, then pass --trust-remote-code if you want to run it"
+        raise InputError(f"--base {base}: can't be loaded ({text[:300]}); expected a hub name, a local folder or 'embedded'") from error
+
+
+def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
+    """The base's tokenizer.
+
+    Raises:
+        InputError: unknown or unreachable base.
+    """
+    from transformers import AutoTokenizer
+
+    path = base_path(base)
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        raise InputError(f"--base {base}: the folder has no config.json; expected a model in the Hugging Face layout")
+    with _clear_load_errors(base):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load(
+    settings: LoadSettings, *, lora: LoraSettings | None = None, adapter: Path | None = None, seed: int = 0
+) -> LanguageModel:
+    """A base, bare, with a fresh LoRA to train, or with a trained adapter to score with.
+
+    Args:
+        settings: what and how.
+        lora: adds a fresh LoRA on all linear modules.
+        adapter: folder of a PEFT adapter to put on the base.
+        seed: of the fresh LoRA's weights.
+
+    Raises:
+        InputError: the base can't be found or loaded.
+    """
+    import_engine(settings.engine)
+    tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
+    with _clear_load_errors(settings.base):
+        model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
+    if lora is not None:
+        model = _add_lora(model, lora, settings, seed)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    model.eval()
+    return LanguageModel(model, tokenizer, engine=settings.engine, dtype=settings.dtype)
+
+
+def _load_transformers(settings: LoadSettings) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    path, dtype = base_path(settings.base), getattr(torch, settings.dtype)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    text_config = config.get_text_config()
+    options: dict[str, Any] = {}
+    if settings.nf4 and getattr(config, "quantization_config", None) is None:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype,
+        device_map={"": settings.device.kind},
+        trust_remote_code=settings.trust_remote_code,
+        use_safetensors=True,
+        # SDPA has no soft-capping (Gemma 2): it would be left out without a word.
+        attn_implementation="eager" if getattr(text_config, "attn_logit_softcapping", None) else "sdpa",
+        **options,
+    )
+
+
+def _load_unsloth(settings: LoadSettings) -> Any:
+    import torch
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        base_path(settings.base),
+        max_seq_length=settings.max_tokens,
+        dtype=getattr(torch, settings.dtype),
+        load_in_4bit=settings.nf4,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return model
+
+
+def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int) -> Any:
+    import torch
+
+    on_cuda = settings.device.kind == "cuda"
+    shared: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none", "use_rslora": lora.rslora}
+    torch.manual_seed(seed)
+    if settings.engine == "unsloth":
+        from unsloth import FastLanguageModel
+
+        return FastLanguageModel.get_peft_model(
+            model,
+            target_modules=SEVEN_LINEAR,
+            use_gradient_checkpointing="unsloth" if on_cuda else False,
+            random_state=seed,
+            **shared,
+        )
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_loaded_in_4bit", False) and on_cuda:
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif on_cuda:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **shared))

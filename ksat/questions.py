@@ -1,0 +1,285 @@
+"""Question, and every CSV dialect in which the competition's questions are passed around."""
+
+import ast
+import csv
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ksat.errors import InputError, bad_rows
+
+MIN_CHOICES, MAX_CHOICES = 2, 5
+_BLANKS = re.compile(r"[ \t\xa0\u3000]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row of a competition file. `answer` counts from 1, as in every file, and is None where the row has none."""
+
+    id: str
+    passage: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None
+    question_plus: str = ""
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.choices)
+
+    @property
+    def answer_index(self) -> int:
+        """The answer counted from 0; only for labelled questions."""
+        if self.answer is None:
+            raise ValueError(f"question {self.id!r} has no answer")
+        return self.answer - 1
+
+
+class _RowError(ValueError):
+    """A row breaks a rule; collected over the file, so that one message counts all of them."""
+
+    def __init__(self, rule: str, found: str, remedy: str) -> None:
+        super().__init__(rule)
+        self.rule, self.found, self.remedy = rule, found, remedy
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """A CSV file as text cells, exactly as written (no NaN, no guessed types).
+
+    Raises:
+        InputError: no such file, empty, not UTF-8, not a CSV table, or a row longer or shorter than the header.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: a folder where a CSV file is expected; name the file in it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror or error}); check the path and its rights") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: the file is empty; expected a header and at least one row") from error
+    except pd.errors.ParserError as error:
+        raise InputError(f"{path}: not a CSV table ({str(error).strip()}); check the quoting") from error
+    if table.empty:
+        raise InputError(f"{path}: a header but no rows; expected at least one row")
+    _require_even_rows(text, path)
+    return table
+
+
+def _require_even_rows(text: str, path: Path) -> None:
+    """Raises InputError unless each row has the header's number of fields.
+
+    pandas would fill a short row with '' and, where the first rows are longer than the header, shift every column.
+    """
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) > 1 or "".join(row).strip()]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV table ({error}); check the quoting") from error
+    for i, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise InputError(
+                f"{path}: data row {i} has {len(row)} fields, the header has {len(rows[0])}; check the quoting"
+            )
+
+
+def require_columns(table: pd.DataFrame, path: Path | str, columns: Sequence[str]) -> None:
+    """Raises InputError, naming what is there, unless the table has all these columns."""
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, table.columns))}; "
+            f"expected {', '.join(columns)}"
+        )
+
+
+def require_unique_ids(ids: Sequence[str], path: Path | str) -> None:
+    """Raises InputError if an id is empty or stands twice."""
+    if empty := [f"data row {i + 1}" for i, value in enumerate(ids) if not value]:
+        raise InputError(f"{path}: {len(empty)} rows have an empty id (first: {empty[0]}); every row needs its own id")
+    series = pd.Series(list(ids))
+    if (doubled := series.duplicated()).any():
+        repeated = list(dict.fromkeys(series[doubled]))
+        raise bad_rows(
+            path, "repeat an id that stands above", [(row_id, "") for row_id in repeated], "keep one of each"
+        )
+
+
+def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question]:
+    """The questions of a competition CSV, in file order.
+
+    Accepts a byte-order mark, `problems` as a dict literal or flattened columns (question, choices, answer),
+    question_plus in its column, inside `problems`, or in both, extra columns, no-break and doubled blanks (made one).
+
+    Args:
+        path: the CSV file.
+        labelled: True refuses rows without an answer.
+
+    Raises:
+        InputError: anything in the file is not as expected; nothing is skipped or repaired in silence.
+    """
+    table = read_table(path)
+    flat = "problems" not in table.columns and "choices" in table.columns
+    require_columns(
+        table, path, ["id", "paragraph", "question", "choices"] if flat else ["id", "paragraph", "problems"]
+    )
+    ids = [value.strip() for value in table["id"]]
+    require_unique_ids(ids, path)
+    parse: Callable[[dict[str, str]], dict[str, object]] = _parse_flat if flat else _parse_problems
+    questions: list[Question] = []
+    errors: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for row_id, row in zip(ids, table.to_dict("records"), strict=True):
+        try:
+            question = _question(row_id, row, parse(row))
+            if labelled and question.answer is None:
+                raise _RowError("have no answer", "", "training and metrics need labelled rows")
+            questions.append(question)
+        except _RowError as error:
+            errors.setdefault((error.rule, error.remedy), []).append((row_id, error.found))
+    if errors:
+        (rule, remedy), bad = next(iter(errors.items()))
+        others = sum(map(len, errors.values())) - len(bad)
+        raise bad_rows(path, rule, bad, remedy + (f"; {others} more rows break other rules" if others else ""))
+    return questions
+
+
+def _literal(text: str, column: str) -> object:
+    """ast.literal_eval of a cell: literals only, so a call in a cell never runs."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        found = f"{text[:60]!r}"
+        raise _RowError(f"have a {column!r} that is not a Python literal", found, _PROBLEMS_FORM) from error
+
+
+_PROBLEMS_FORM = "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}"
+
+
+def _parse_problems(row: dict[str, str]) -> dict[str, object]:
+    problems = _literal(row["problems"], "problems")
+    if not isinstance(problems, dict):
+        raise _RowError("have a 'problems' that is not a dict", type(problems).__name__, _PROBLEMS_FORM)
+    for key in ("question", "choices"):
+        if key not in problems:
+            raise _RowError(f"have no {key!r} in 'problems'", f"keys {list(problems)}", _PROBLEMS_FORM)
+    return problems
+
+
+def _parse_flat(row: dict[str, str]) -> dict[str, object]:
+    """Flattened columns; a CSV cell is text, so the answer's digits (also '3.0', as pandas writes it) become an int."""
+    answer: object = row.get("answer", "").strip()
+    if re.fullmatch(r"\d+(\.0+)?", str(answer)):
+        answer = int(float(str(answer)))
+    return {"question": row["question"], "choices": _literal(row["choices"], "choices"), "answer": answer}
+
+
+def _question(row_id: str, row: dict[str, str], fields: dict[str, object]) -> Question:
+    choices, question = fields["choices"], fields["question"]
+    if not isinstance(question, str):
+        raise _RowError("have a question that is not text", type(question).__name__, _PROBLEMS_FORM)
+    if not isinstance(choices, (list, tuple)) or not choices:
+        raise _RowError("have no choices", "", _PROBLEMS_FORM)
+    if not MIN_CHOICES <= len(choices) <= MAX_CHOICES:
+        raise _RowError("have a wrong number of choices", str(len(choices)), f"expected {MIN_CHOICES} to {MAX_CHOICES}")
+    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise _RowError("have a choice that is empty or not text", f"{list(choices)!r:.80}", _PROBLEMS_FORM)
+    return Question(
+        id=row_id,
+        passage=_clean(row["paragraph"]),
+        question=_clean(question),
+        choices=tuple(_clean(choice) for choice in choices),
+        answer=_answer(fields.get("answer", ""), len(choices)),
+        question_plus=_question_plus(row.get("question_plus", ""), fields.get("question_plus")),
+    )
+
+
+def _answer(value: object, num_choices: int) -> int | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _RowError(
+            "have an answer of the wrong type", repr(value), "expected an integer, or '' where there is none"
+        )
+    if not 1 <= value <= num_choices:
+        raise _RowError(
+            "have an answer out of range", repr(value), "answers count from 1 to the row's number of choices"
+        )
+    return value
+
+
+def _question_plus(column: str, key: object) -> str:
+    if key is not None and not isinstance(key, str):
+        raise _RowError(
+            "have a question_plus that is not text", type(key).__name__, "write it as text, or leave it out"
+        )
+    in_column, in_dict = _clean(column), _clean(key or "")
+    if in_column and in_dict and in_column != in_dict:
+        found = f"column {in_column[:30]!r}, problems {in_dict[:30]!r}"
+        raise _RowError("have two different question_plus", found, "keep the right one in both places, or in one")
+    return in_column or in_dict
+
+
+def _clean(text: str) -> str:
+    return _BLANKS.sub(" ", text.replace("\r\n", "\n")).strip()
+
+
+def passage_key(question: Question) -> str:
+    """What rows of one passage have in common; rows without a passage stand alone."""
+    text = "".join(question.passage.split())
+    return hashlib.sha256(text.encode()).hexdigest() if text else f"id:{question.id}"
+
+
+def split_validation(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the training and of the validation rows, each ascending.
+
+    Rows of one passage stay together; the shares of 2- to 5-choice rows are kept (scikit-learn's
+    StratifiedGroupKFold). The result depends on the rows, not on their order in the file.
+
+    Args:
+        questions: all rows.
+        fraction: share of the rows to hold out, 0 (none) to 0.5.
+        seed: shuffles the passages.
+
+    Raises:
+        InputError: fraction out of range, or fewer than two passages to split.
+    """
+    if not 0 <= fraction <= 0.5:
+        raise InputError(f"--valid-fraction {fraction}: expected 0 (train on everything) to 0.5")
+    if fraction == 0:
+        return list(range(len(questions))), []
+    from sklearn.model_selection import StratifiedGroupKFold  # a second to import, and only training needs it
+
+    order = sorted(range(len(questions)), key=lambda i: questions[i].id)
+    groups = np.array([passage_key(questions[i]) for i in order])
+    strata = np.array([questions[i].num_choices for i in order])
+    num_passages = len(set(groups))
+    if num_passages < 2:
+        raise InputError(f"--valid-fraction {fraction}: {num_passages} passage can't be split; use --valid-fraction 0")
+    # Twenty small folds, of which as many are held out as the fraction asks for: finer than one fold of 1/fraction.
+    num_folds = min(20, num_passages, max(np.unique(strata, return_counts=True)[1]))
+    if num_folds < 2:
+        num_folds, strata = min(20, num_passages), np.zeros(len(order), dtype=int)
+    with warnings.catch_warnings():
+        # A number of choices that few rows have can't be in every fold, and need not be.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+        folds = [fold for _, fold in splitter.split(order, strata, groups) if len(fold)]
+    # Folds differ in size, so as many are held out as come nearest to the fraction of the rows; never all.
+    sizes = np.cumsum([len(fold) for fold in folds[:-1]])
+    num_held_out = int(np.argmin(np.abs(sizes - fraction * len(order)))) + 1
+    held_out = {order[i] for fold in folds[:num_held_out] for i in fold}
+    return [i for i in range(len(questions)) if i not in held_out], sorted(held_out)

@@ -1,0 +1,101 @@
+"""Encoded questions -> the score and the probability of every choice, in the order in which they came."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ksat.encoding import EncodedQuestion
+from ksat.errors import InputError
+from ksat.models import LanguageModel
+from ksat.packing import build_pack, plan_packs
+from ksat.questions import MAX_CHOICES
+
+FloatArray = NDArray[np.float64]
+
+
+def choice_probs(scores: FloatArray, scale: float) -> FloatArray:
+    """(N, 5) softmax of scale * scores over each row's own choices; NaN stays NaN, rows sum to 1."""
+    logits = scale * scores
+    weights = np.exp(logits - np.nanmax(logits, axis=1, keepdims=True))
+    return np.asarray(weights / np.nansum(weights, axis=1, keepdims=True))
+
+
+def score_questions(
+    model: LanguageModel,
+    questions: Sequence[EncodedQuestion],
+    *,
+    pack_tokens: int,
+    done: Mapping[str, Sequence[float]] | None = None,
+    on_scored: Callable[[dict[str, list[float]]], None] = lambda scores: None,
+) -> FloatArray:
+    """(N, 5) scores of all choices, in the order of `questions`; NaN where a choice does not exist.
+
+    A score is the log-likelihood of the choice divided by its divisor (see EncodedQuestion), before any scale. Packs are
+    longest first, so memory runs out at once or never. If it does, the pack is halved, and so is the budget that follows.
+
+    Args:
+        model: scores packs; is put into evaluation mode and left there.
+        questions: in any order, of any length.
+        pack_tokens: budget of one forward pass, in tokens.
+        done: scores by id from an earlier, interrupted call.
+        on_scored: called after every forward pass with its scores by id.
+
+    Raises:
+        InputError: a score is not finite (the question is named), or one question alone does not fit the memory.
+    """
+    import torch
+
+    model.model.eval()
+    by_id = {row_id: list(scores) for row_id, scores in (done or {}).items()}
+    waiting = plan_packs(questions, pack_tokens)
+    while waiting:
+        rows = waiting.pop(0)
+        # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
+        if all(questions[row].id in by_id for row in rows):
+            continue
+        try:
+            with torch.no_grad():  # not inference_mode: what a model caches here would fail in a later backward pass
+                scores = model.choice_scores(build_pack(questions, rows)).double().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            waiting = _halved(questions, rows, waiting, error)
+            torch.cuda.empty_cache()
+            continue
+        fresh = _finite_scores(questions, rows, scores)
+        by_id.update(fresh)
+        on_scored(fresh)
+    table = np.full((len(questions), MAX_CHOICES), np.nan)
+    for n, question in enumerate(questions):
+        table[n, : len(by_id[question.id])] = by_id[question.id]
+    return table
+
+
+def _halved(
+    questions: Sequence[EncodedQuestion], rows: list[int], waiting: list[list[int]], error: Exception
+) -> list[list[int]]:
+    """The packs that are left, this one and every other that is as large cut in two."""
+    if len(rows) == 1:
+        question = questions[rows[0]]
+        raise InputError(
+            f"question {question.id!r}: out of memory with this question alone ({len(question.prompt_ids)} tokens); lower "
+            "--max-tokens, or use a smaller base"
+        ) from error
+    halves: list[list[int]] = []
+    for pack in [rows, *waiting]:
+        middle = (len(pack) + 1) // 2
+        halves.extend(part for part in (pack[:middle], pack[middle:]) if part)
+    return halves
+
+
+def _finite_scores(questions: Sequence[EncodedQuestion], rows: Sequence[int], scores: FloatArray) -> dict[str, list[float]]:
+    result = {}
+    for row, row_scores in zip(rows, scores, strict=True):
+        question = questions[row]
+        own = row_scores[: len(question.continuations)]
+        if not np.isfinite(own).all():
+            raise InputError(
+                f"question {question.id!r}: the model's score is not finite ({own.tolist()}); half precision overflowed: use "
+                "--dtype float32 or bfloat16, or another base"
+            )
+        result[question.id] = own.tolist()
+    return result
