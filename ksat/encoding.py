@@ -1,5 +1,6 @@
 """Messages -> token ids: the prompt as the base's family renders it, and each choice as its real continuation."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +38,23 @@ class Encoder:
         template: the prompt's wording.
         score_by: "label" or "text".
         max_tokens: a prompt's limit in tokens; the middle of the passage is cut to it.
-        shots: labelled questions to put before each; those on the row's own passage are left out.
+        shots: labelled questions, of which each row gets the first num_shots that are not on its own passage.
+        num_shots: questions to put before each.
     """
 
     def __init__(
-        self, tokenizer: Any, template: PromptTemplate, score_by: ScoreBy, *, max_tokens: int, shots: Sequence[Question] = ()
+        self,
+        tokenizer: Any,
+        template: PromptTemplate,
+        score_by: ScoreBy,
+        *,
+        max_tokens: int,
+        shots: Sequence[Question] = (),
+        num_shots: int = 0,
     ) -> None:
         self.tokenizer, self.template, self.score_by = tokenizer, template, score_by
-        self.max_tokens, self.shots = max_tokens, tuple(shots)
+        self.max_tokens, self.num_shots = max_tokens, num_shots
+        self._shots = [(passage_key(shot), shot) for shot in shots]
         self.has_chat_template = bool(tokenizer.chat_template)
         self._folds_system = self.has_chat_template and not _serves_system(tokenizer)
         first = tokenizer("1").input_ids[:1]
@@ -56,7 +66,7 @@ class Encoder:
         Raises:
             InputError: the question does not fit even without its passage, or a digit is not one token.
         """
-        shots = [shot for shot in self.shots if shot.id != question.id and passage_key(shot) != passage_key(question)]
+        shots = self._shots_for(question)
         num_shots = len(shots)
         while shots and len(self._ids(self.render(question, shots))) > self.max_tokens:
             shots.pop(0)
@@ -88,8 +98,15 @@ class Encoder:
             messages = fold_system(messages)
         # enable_thinking=False: Qwen3 would answer with its thoughts; templates that don't know the name ignore it.
         return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+            self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         )
+
+    def _shots_for(self, question: Question) -> list[Question]:
+        own = passage_key(question)
+        others = (shot for key, shot in self._shots if key != own and shot.id != question.id)
+        return list(itertools.islice(others, self.num_shots))
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of rendered text; it holds its special tokens already, a second BOS would move everything."""
@@ -111,7 +128,10 @@ class Encoder:
         low, high = -1, len(question.passage)  # `low` characters fit, `high` do not
         while high - low > 1:
             middle = (low + high) // 2
-            if len(self._ids(self.render(question, shots, _without_middle(question.passage, middle)))) <= self.max_tokens:
+            if (
+                len(self._ids(self.render(question, shots, _without_middle(question.passage, middle))))
+                <= self.max_tokens
+            ):
                 low = middle
             else:
                 high = middle

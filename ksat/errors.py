@@ -20,10 +20,9 @@ def bad_rows(path: Path | str, rule: str, bad: Sequence[tuple[str, str]], remedy
         bad: (row id, what was found there) in file order, at least one.
         remedy: what to do about it.
     """
-    noun = "row" if len(bad) == 1 else "rows"
     shown = "; ".join(f"id {row_id!r}: {found}" if found else f"id {row_id!r}" for row_id, found in bad[:5])
     first = "" if len(bad) == 1 else "first "
-    return InputError(f"{path}: {len(bad)} {noun} {rule} ({first}{shown}); {remedy}")
+    return InputError(f"{path}: {len(bad)} of the rows {rule} ({first}{shown}); {remedy}")
 
 
 def exit_code(main: Callable[[], None]) -> int:

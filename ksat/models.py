@@ -6,6 +6,7 @@ be imported before transformers, and --help must not wait for either.
 
 import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,12 +86,14 @@ def find_device(asked: str) -> Device:
         capability = (properties.major, properties.minor)
         return Device("cuda", properties.name, capability, properties.total_memory / 2**30)
     if asked == "cuda":
-        raise InputError("--device cuda: torch sees no CUDA GPU; check nvidia-smi and the installed torch, or use --device cpu")
+        raise InputError(
+            "--device cuda: torch sees no CUDA GPU; check nvidia-smi and the installed torch, or use --device cpu"
+        )
     return Device("cpu", f"{os.cpu_count()} CPU cores", (0, 0), 0.0)
 
 
 def choose_dtype(asked: str, device: Device) -> str:
-    """"float32", "float16" or "bfloat16". By capability: torch.cuda.is_bf16_supported() also says True where bf16 is emulated."""
+    """ "float32", "float16" or "bfloat16". By capability: torch.cuda.is_bf16_supported() also says True where bf16 is emulated."""
     if asked != "auto":
         return asked
     if device.kind == "cpu":
@@ -122,12 +125,53 @@ def choose_base(device: Device, *, samples: bool) -> tuple[str, str]:
         return "embedded", "there is no GPU; a 270M model is a stand-in, not a contender"
     for known in BY_SIZE:
         if known.training_gib <= 0.95 * device.memory_gib:
-            return known.name, f"the largest known base whose training (about {known.training_gib} GiB) fits {device.name}"
-    return "embedded", f"{device.name} has {device.memory_gib:.1f} GiB; the smallest known base needs {BY_SIZE[-1].training_gib}"
+            return (
+                known.name,
+                f"the largest known base whose training (about {known.training_gib} GiB) fits {device.name}",
+            )
+    return (
+        "embedded",
+        f"{device.name} has {device.memory_gib:.1f} GiB; the smallest known base needs {BY_SIZE[-1].training_gib}",
+    )
+
+
+def cost(base: str, device: Device, *, num_characters: int) -> str:
+    """About how many GiB come and how long training takes, in one line; rough, and says so.
+
+    Args:
+        base: which base.
+        device: where it trains.
+        num_characters: characters of all training questions, times the epochs.
+    """
+    tokens = 0.65 * num_characters
+    if is_embedded(base):
+        rate = 110.0 if device.kind == "cpu" else 20_000.0  # measured on 2 cores: 110
+        return f"nothing to download; training about {max(1.0, tokens / rate / 60):.0f} minutes"
+    known = next((known for known in BY_SIZE if known.name == base), None)
+    if known is None:
+        return "size and time of this base are not known; it is downloaded unless it is in the Hugging Face cache"
+    # Tokens a second of the 32B with Unsloth: measured on an H100 (speed.md), reported by teams for a V100, between them guessed.
+    rate = 2200.0 if device.capability >= (9, 0) else 900.0 if device.capability >= (8, 0) else 250.0
+    hours = tokens * known.relative_cost / rate / 3600
+    return f"download {known.download_gib:.0f} GiB unless cached; training about {hours:.1f} h (rough)"
 
 
 def is_embedded(base: str) -> bool:
     return base in EMBEDDED
+
+
+def default_quantization(base: str, device: Device) -> str:
+    """ "nf4" where weights fill a GPU; embedded bases are small enough for full precision."""
+    return "nf4" if device.kind == "cuda" and not is_embedded(base) else "none"
+
+
+def peak_memory_gib() -> float:
+    """Peak memory so far: the GPU's if there is one, else this process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def import_engine(engine: Engine) -> None:
@@ -154,7 +198,9 @@ class LanguageModel:
         self.device = next(model.parameters()).device
         text_config = model.config.get_text_config()
         self._window: int | None = (
-            text_config.sliding_window if "sliding_attention" in (getattr(text_config, "layer_types", None) or []) else None
+            text_config.sliding_window
+            if "sliding_attention" in (getattr(text_config, "layer_types", None) or [])
+            else None
         )
         _keep_nf4_unpacked(model)
 
@@ -167,12 +213,18 @@ class LanguageModel:
 
         positions, inverse = np.unique(pack.scored_positions, return_inverse=True)
         with self.autocast():
-            logits = self._shared_logits(pack, positions) if self.engine == "transformers" else self._row_logits(pack, positions)
+            logits = (
+                self._shared_logits(pack, positions)
+                if self.engine == "transformers"
+                else self._row_logits(pack, positions)
+            )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (P, V)
-        targets, owners, inverse = (torch.from_numpy(a).to(logits.device) for a in (pack.targets, pack.owners, inverse))
-        token_scores = logits[inverse, targets] - logits.logsumexp(dim=-1)[inverse]  # (S,)
+        at, targets, owners = (torch.from_numpy(a).to(logits.device) for a in (inverse, pack.targets, pack.owners))
+        token_scores = logits[at, targets] - logits.logsumexp(dim=-1)[at]  # (S,)
         divisors = torch.from_numpy(pack.divisors).to(logits)  # (n, K)
-        sums = torch.zeros(divisors.numel(), dtype=logits.dtype, device=logits.device).index_add(0, owners, token_scores)
+        sums = torch.zeros(divisors.numel(), dtype=logits.dtype, device=logits.device).index_add(
+            0, owners, token_scores
+        )
         return (sums.view_as(divisors) / divisors).masked_fill(divisors.isnan(), -torch.inf)
 
     @contextlib.contextmanager
@@ -206,7 +258,11 @@ class LanguageModel:
         """(1, 1, T, T): 0 where a token is seen, the lowest number where not; serves SDPA and eager attention alike."""
         import torch
 
-        dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else self.model.dtype
+        dtype = (
+            torch.get_autocast_dtype(self.device.type)
+            if torch.is_autocast_enabled(self.device.type)
+            else self.model.dtype
+        )
         hidden = torch.from_numpy(~mask).to(self.device)[None, None]
         return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill(hidden, torch.finfo(dtype).min)
 
@@ -219,12 +275,16 @@ class LanguageModel:
 
         ids, place = as_rows(pack, pad_id=self.tokenizer.pad_token_id or 0)
         first = {int(position): i for i, position in reversed(list(enumerate(pack.scored_positions)))}
-        rows, columns = torch.from_numpy(place[[first[int(p)] for p in positions]].T.copy()).to(self.device)  # (P,) each
+        rows, columns = torch.from_numpy(place[[first[int(p)] for p in positions]].T.copy()).to(
+            self.device
+        )  # (P,) each
         kept, column_index = columns.unique(return_inverse=True)
         # Unsloth's fast forward then returns hidden states in the place of logits; transformers' own ignores it.
         os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
         try:
-            output = self.model(input_ids=torch.from_numpy(ids).to(self.device), logits_to_keep=kept, use_cache=False).logits
+            output = self.model(
+                input_ids=torch.from_numpy(ids).to(self.device), logits_to_keep=kept, use_cache=False
+            ).logits
         finally:
             del os.environ["UNSLOTH_RETURN_HIDDEN_STATES"]
         if output.shape[-1] != self.model.config.get_text_config().hidden_size:
@@ -282,7 +342,9 @@ def _clear_load_errors(base: str) -> Iterator[None]:
         text = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error):
             text = "it brings its own Python code; read it, then pass --trust-remote-code if you want to run it"
-        raise InputError(f"--base {base}: can't be loaded ({text[:300]}); expected a hub name, a local folder or 'embedded'") from error
+        raise InputError(
+            f"--base {base}: can't be loaded ({text[:300]}); expected a hub name, a local folder or 'embedded'"
+        ) from error
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
@@ -371,7 +433,13 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
     import torch
 
     on_cuda = settings.device.kind == "cuda"
-    shared: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none", "use_rslora": lora.rslora}
+    shared: dict[str, Any] = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "bias": "none",
+        "use_rslora": lora.rslora,
+    }
     torch.manual_seed(seed)
     if settings.engine == "unsloth":
         from unsloth import FastLanguageModel

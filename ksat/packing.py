@@ -61,7 +61,9 @@ def num_pack_tokens(question: EncodedQuestion) -> int:
     return len(question.prompt_ids) + sum(len(branch) - 1 for branch in question.continuations)
 
 
-def plan_packs(questions: Sequence[EncodedQuestion], pack_tokens: int, *, batch: Sequence[int] | None = None) -> list[list[int]]:
+def plan_packs(
+    questions: Sequence[EncodedQuestion], pack_tokens: int, *, batch: Sequence[int] | None = None
+) -> list[list[int]]:
     """Which questions share a pack: lists of indices, longest first, each under the token budget.
 
     A question that is longer than the budget gets a pack of its own. The plan depends on lengths and order alone, so an
@@ -121,7 +123,9 @@ def build_pack(questions: Sequence[EncodedQuestion], rows: Sequence[int]) -> Pac
         targets=targets,
         owners=owners,
         divisors=divisors,
-        answer_indices=np.array([-1 if questions[r].answer_index is None else questions[r].answer_index for r in rows], dtype=np.int64),
+        answer_indices=np.array(
+            [-1 if questions[r].answer_index is None else questions[r].answer_index for r in rows], dtype=np.int64
+        ),
     )
 
 
@@ -146,7 +150,8 @@ def as_rows(pack: Pack, pad_id: int) -> tuple[IntArray, IntArray]:
     """
     parents = {segment.parent for segment in pack.segments}
     leaves = [i for i in range(len(pack.segments)) if i not in parents]
-    sequences, place = [], {}
+    sequences: list[IntArray] = []
+    place: dict[int, tuple[int, int]] = {}
     for row, i in enumerate(leaves):
         leaf = pack.segments[i]
         chain = ([pack.segments[leaf.parent]] if leaf.parent >= 0 else []) + [leaf]

@@ -62,12 +62,15 @@ def read_template(path: Path | str, score_by: ScoreBy) -> PromptTemplate:
     pieces = re.split(r"(?m)^\[(system|user)\][ \t]*\n?", text)
     parts = {name: body.strip("\n") for name, body in zip(pieces[1::2], pieces[2::2], strict=True)}
     if "user" not in parts or pieces[0].strip():
-        raise InputError(f"--prompt {path}: expected a line [user] (and [system] if wanted), each followed by its wording")
+        raise InputError(
+            f"--prompt {path}: expected a line [user] (and [system] if wanted), each followed by its wording"
+        )
     if unknown := sorted(set(_ANY_FIELD.findall(text)) - set(FIELDS)):
-        raise InputError(f"--prompt {path}: unknown field {{{unknown[0]}}}; known: {', '.join(f'{{{f}}}' for f in FIELDS)}")
-    needed = ("passage", "question", "question_plus") + (("choices",) if score_by == "label" else ())
-    if missing := [name for name in needed if f"{{{name}}}" not in text]:
-        raise InputError(f"--prompt {path}: the field {{{missing[0]}}} is missing; --score-by {score_by} needs it")
+        raise InputError(
+            f"--prompt {path}: unknown field {{{unknown[0]}}}; known: {', '.join(f'{{{f}}}' for f in FIELDS)}"
+        )
+    if score_by == "label" and "{choices}" not in parts["user"]:
+        raise InputError(f"--prompt {path}: the field {{choices}} is missing from [user]; --score-by label needs it")
     if score_by == "text" and ("{choices}" in text or "{labels}" in text):
         raise InputError(f"--prompt {path}: --score-by text lists no choices; take {{choices}} and {{labels}} out")
     return PromptTemplate(system=parts.get("system", ""), user=parts["user"])
@@ -102,7 +105,12 @@ def continuations(question: Question, score_by: ScoreBy) -> list[str]:
 
 
 def build_messages(
-    template: PromptTemplate, question: Question, score_by: ScoreBy, *, shots: Sequence[Question] = (), passage: str | None = None
+    template: PromptTemplate,
+    question: Question,
+    score_by: ScoreBy,
+    *,
+    shots: Sequence[Question] = (),
+    passage: str | None = None,
 ) -> list[Message]:
     """Chat messages that end with the user's turn; the answer is what follows them.
 

@@ -110,7 +110,9 @@ def require_columns(table: pd.DataFrame, path: Path | str, columns: Sequence[str
 def require_unique_ids(ids: Sequence[str], path: Path | str) -> None:
     """Raises InputError if an id is empty or stands twice."""
     if empty := [f"data row {i + 1}" for i, value in enumerate(ids) if not value]:
-        raise InputError(f"{path}: {len(empty)} rows have an empty id (first: {empty[0]}); every row needs its own id")
+        raise InputError(
+            f"{path}: {len(empty)} of the rows have an empty id (first: {empty[0]}); every row needs its own id"
+        )
     series = pd.Series(list(ids))
     if (doubled := series.duplicated()).any():
         repeated = list(dict.fromkeys(series[doubled]))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
@@ -28,6 +29,7 @@ def score_questions(
     pack_tokens: int,
     done: Mapping[str, Sequence[float]] | None = None,
     on_scored: Callable[[dict[str, list[float]]], None] = lambda scores: None,
+    progress: str = "scoring",
 ) -> FloatArray:
     """(N, 5) scores of all choices, in the order of `questions`; NaN where a choice does not exist.
 
@@ -39,6 +41,7 @@ def score_questions(
         questions: in any order, of any length.
         pack_tokens: budget of one forward pass, in tokens.
         done: scores by id from an earlier, interrupted call.
+        progress: label of the progress bar.
         on_scored: called after every forward pass with its scores by id.
 
     Raises:
@@ -49,6 +52,7 @@ def score_questions(
     model.model.eval()
     by_id = {row_id: list(scores) for row_id, scores in (done or {}).items()}
     waiting = plan_packs(questions, pack_tokens)
+    bar = tqdm(total=len(questions), desc=progress, unit="question", initial=sum(q.id in by_id for q in questions))
     while waiting:
         rows = waiting.pop(0)
         # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
@@ -64,6 +68,8 @@ def score_questions(
         fresh = _finite_scores(questions, rows, scores)
         by_id.update(fresh)
         on_scored(fresh)
+        bar.update(len(fresh))
+    bar.close()
     table = np.full((len(questions), MAX_CHOICES), np.nan)
     for n, question in enumerate(questions):
         table[n, : len(by_id[question.id])] = by_id[question.id]
@@ -87,7 +93,9 @@ def _halved(
     return halves
 
 
-def _finite_scores(questions: Sequence[EncodedQuestion], rows: Sequence[int], scores: FloatArray) -> dict[str, list[float]]:
+def _finite_scores(
+    questions: Sequence[EncodedQuestion], rows: Sequence[int], scores: FloatArray
+) -> dict[str, list[float]]:
     result = {}
     for row, row_scores in zip(rows, scores, strict=True):
         question = questions[row]

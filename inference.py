@@ -1,0 +1,213 @@
+"""Score every choice of every question: competition CSV -> submissions/<name>.probs.csv and <name>.csv.
+
+python inference.py --ckpt checkpoints/first
+python inference.py --base unsloth/Qwen2.5-32B-Instruct-bnb-4bit --shots 2 --out untuned
+python inference.py --ckpt checkpoints/first --test data/sample_test.csv --answers data/sample_test_answers.csv
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ksat.errors import InputError, exit_code
+from ksat.flags import add_engine_flags, data_file, default_pack_tokens, positive
+
+if TYPE_CHECKING:
+    from ksat.models import Device
+    from ksat.predictions import Predictions
+    from ksat.questions import Question
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. What a checkpoint knows is inherited from it; a flag that contradicts it is refused."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("model").add_argument
+    add("--ckpt", metavar="FOLDER", help="a run of train.py, checkpoints/<run>")
+    add("--base", metavar="BASE", help="an untuned base instead: hub name, folder, embedded or embedded-small")
+    add(
+        "--score-by",
+        choices=("label", "text"),
+        help="score a choice's digit or its text (default: the run's; label; embedded bases: text)",
+    )
+    add(
+        "--quantization",
+        choices=("nf4", "none"),
+        help="of the weights while loading (default: the run's; nf4 on CUDA, none for embedded bases and on the CPU)",
+    )
+    add("--prompt", metavar="FILE", help="replaces the prompt's wording, for untuned bases")
+    add(
+        "--max-tokens",
+        type=positive,
+        metavar="TOKENS",
+        help="a prompt's limit; longer ones lose the middle of the passage (default: the run's; 4096)",
+    )
+    add(
+        "--shots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="put N training questions before each, for untuned bases (default: 0)",
+    )
+    add("--train", metavar="CSV", help="where the shots come from (default: data/train.csv, else the samples)")
+    add = parser.add_argument_group("data").add_argument
+    add("--test", metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
+    add("--answers", metavar="CSV", help="gold answers, to print metrics; not needed if --test has them")
+    add("--limit", type=positive, metavar="N", help="score the first N questions")
+    add("--out", metavar="NAME", help="submissions/NAME, or a path's stem (default: the run's or the base's name)")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    add_engine_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Scores one test file with one model."""
+    args = build_parser().parse_args(argv)
+    from ksat.models import find_device
+    from ksat.predictions import output_paths, read_answers
+    from ksat.questions import read_questions
+
+    test, _ = data_file(args.test, "--test", Path("data/test.csv"))
+    device = find_device(args.device)
+    setup = _setup(args, device)
+    paths = output_paths(args.out or _default_name(args), args.overwrite)
+    questions = read_questions(test)[: args.limit]
+    labelled = {question.id: question.answer for question in questions if question.answer is not None}
+    gold = read_answers(args.answers) if args.answers else labelled
+    predictions, report = _score(args, setup, device, test, questions, paths[0])
+    _write(paths, predictions, report)
+    if gold:
+        _print_metrics(predictions, questions, gold, args.answers or test)
+
+
+def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
+    """What is scored with what: inherited from the run, or from the flags for an untuned base.
+
+    Raises:
+        InputError: neither or both of --ckpt and --base, or a flag that contradicts run.json.
+    """
+    from ksat.models import default_quantization, is_embedded
+    from ksat.prompts import DEFAULT_TEMPLATES, read_template
+    from ksat.runs import read_run
+
+    if not (args.ckpt or args.base):
+        raise InputError("name what to score with: --ckpt checkpoints/<run>, or --base for an untuned base")
+    if args.ckpt is None:
+        score_by: Any = args.score_by or ("text" if is_embedded(args.base) else "label")
+        template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
+        return {
+            "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
+            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "shots": args.shots,
+        }  # fmt: skip
+    run = read_run(Path(args.ckpt))
+    for name in ("base", "score_by", "max_tokens", "quantization"):
+        given, inherited = getattr(args, name), getattr(run, name)
+        if given is not None and given != inherited:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} {given}: {args.ckpt}/run.json says {inherited}; leave {flag} out, or train another run"
+            )
+    if args.prompt or args.shots:
+        raise InputError(
+            f"--prompt and --shots are for untuned bases; {args.ckpt} was trained with its own prompt: leave them out"
+        )
+    print(
+        f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
+    )
+    names = ("base", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
+    return {name: getattr(run, name) for name in names} | {"shots": 0}
+
+
+def _default_name(args: argparse.Namespace) -> str:
+    return Path(args.ckpt).name if args.ckpt else f"{args.base.rstrip('/').rsplit('/', 1)[-1]}-untuned"
+
+
+def _score(
+    args: argparse.Namespace,
+    setup: dict[str, Any],
+    device: "Device",
+    test: Path,
+    questions: "list[Question]",
+    probs_path: Path,
+) -> "tuple[Predictions, dict[str, Any]]":
+    """Probabilities in the test file's order, and the report that goes beside them; resumes from a partial file."""
+    from ksat import models
+    from ksat.encoding import Encoder
+    from ksat.predictions import Predictions
+    from ksat.prompts import PromptTemplate
+    from ksat.runs import Journal, file_sha256, library_versions
+    from ksat.scoring import choice_probs, score_questions
+
+    engine, dtype = models.choose_engine(args.engine, device), models.choose_dtype(args.dtype, device)
+    pack_tokens = args.pack_tokens or default_pack_tokens(device.kind)
+    report: dict[str, Any] = {
+        **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
+        "device": device.name, "pack_tokens": pack_tokens, "versions": library_versions(),
+    }  # fmt: skip
+    journal = Journal(probs_path.with_name(f".{probs_path.name}.partial"), report)
+    nf4 = setup["quantization"] == "nf4"
+    settings = models.LoadSettings(
+        setup["base"], engine, device, dtype, nf4, setup["max_tokens"], args.trust_remote_code
+    )
+    model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
+    encoder = Encoder(
+        model.tokenizer,
+        PromptTemplate(**setup["template"]),
+        setup["score_by"],
+        max_tokens=setup["max_tokens"],
+        shots=_shot_pool(args) if setup["shots"] else (),
+        num_shots=setup["shots"],
+    )
+    encoded = [encoder.encode(question) for question in questions]
+    report |= {
+        "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
+        "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),
+    }
+    if report["num_cut"] or report["num_dropped_shots"]:
+        print(
+            f"{report['num_cut']} prompts lose the middle of their passage to --max-tokens, {report['num_dropped_shots']} shots are left out"
+        )
+    if journal.scores:
+        print(f"resuming: {len(journal.scores)} of {len(questions)} questions are scored already", file=sys.stderr)
+    scores = score_questions(model, encoded, pack_tokens=pack_tokens, done=journal.scores, on_scored=journal.add)
+    report["peak_memory_gib"] = round(models.peak_memory_gib(), 2)
+    return Predictions(tuple(question.id for question in questions), choice_probs(scores, setup["scale"])), report
+
+
+def _shot_pool(args: argparse.Namespace) -> "list[Question]":
+    """Labelled training questions in a fixed random order; each test question takes the first that may stand before it."""
+    import random
+
+    from ksat.questions import read_questions
+
+    pool = read_questions(data_file(args.train, "--train", Path("data/train.csv"))[0], labelled=True)
+    random.Random(0).shuffle(pool)
+    return pool
+
+
+def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[str, Any]) -> None:
+    from ksat.predictions import write_predictions
+    from ksat.runs import write_json
+
+    probs_path, submission_path = paths
+    write_json(probs_path.with_suffix(".json"), report)
+    write_predictions(paths, predictions)
+    probs_path.with_name(f".{probs_path.name}.partial").unlink(missing_ok=True)
+    print(f"wrote {probs_path} and {submission_path}: {len(predictions.ids)} questions")
+
+
+def _print_metrics(
+    predictions: "Predictions", questions: "list[Question]", gold: dict[str, int], path: Path | str
+) -> None:
+    from ksat.metrics import compute_metrics, format_table, random_baseline
+    from ksat.predictions import align_answers
+    from ksat.questions import passage_key
+
+    answers = align_answers(predictions, gold, path)
+    metrics = compute_metrics(predictions.probs, answers, [passage_key(question) for question in questions])
+    baseline = random_baseline(predictions.num_choices, answers)
+    print(format_table([("uniform guess", baseline), ("this model", metrics)]))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

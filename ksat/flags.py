@@ -1,0 +1,68 @@
+"""Flags that several scripts share, and what their defaults stand for."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ksat.errors import InputError
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how to compute, not what: they may differ between training and inference."""
+    group = parser.add_argument_group("engine")
+    add = group.add_argument
+    add(
+        "--engine",
+        choices=("auto", "unsloth", "transformers"),
+        default="auto",
+        help="auto: unsloth on CUDA, else transformers",
+    )
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA if there is a GPU")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 from compute capability 8.0, float16 below, float32 on the CPU",
+    )
+    add(
+        "--pack-tokens",
+        type=positive,
+        metavar="TOKENS",
+        help="what one forward pass may hold; more is faster and takes more memory (default: 4096; CPU: 512)",
+    )
+    add("--trust-remote-code", action="store_true", help="run Python code that the base's repository brings along")
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return value
+
+
+def default_pack_tokens(device_kind: str) -> int:
+    """On the CPU packs save nothing but call overhead, while attention over a block mask grows with their square."""
+    return 4096 if device_kind == "cuda" else 512
+
+
+def data_file(given: str | None, flag: str, default: Path) -> tuple[Path, bool]:
+    """The CSV to read and whether it is a sample: the given one, else the default, else the sample, announced.
+
+    Args:
+        given: the flag's value.
+        flag: its name, for messages.
+        default: data/train.csv or data/test.csv; its sample is sample_<name> beside it.
+
+    Raises:
+        InputError: neither the default nor its sample is there.
+    """
+    if given is not None:
+        return Path(given), Path(given).name.startswith("sample_")
+    sample = default.with_name(f"sample_{default.name}")
+    if default.exists():
+        return default, False
+    if not sample.exists():
+        raise InputError(f"{default}: no such file, and no {sample} either; name the file with {flag}")
+    print(f"{default} is missing: taking our own {sample}", file=sys.stderr)
+    return sample, True

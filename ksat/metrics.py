@@ -1,0 +1,327 @@
+"""How good probabilities are: accuracy, macro F1 and log loss with 95 % intervals, beside a uniform guess.
+
+Questions of one passage stand or fall together, so every interval resamples passages and not rows (a cluster bootstrap
+with percentile intervals: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Cameron, Gelbach &
+Miller, https://doi.org/10.1162/rest.90.3.414, on clusters).
+
+Macro F1 is the mean of the labels' F1 over those of the labels 1 to 5 that occur among the answers or the predictions:
+a label that occurs in neither has no F1, and counts neither as 0 nor as 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ksat.predictions import FloatArray, IntArray, count_choices, predicted_answers
+from ksat.questions import MAX_CHOICES
+
+NUM_RESAMPLES = 2000
+CONFIDENCE = 0.95
+FEWEST_PASSAGES = 30  # below that a bootstrap of passages is too narrow, and accuracy gets a Wilson interval
+SMALLEST_PROB = 1e-15  # log loss of an answer held impossible: 34.5 nats and not infinity
+_NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
+_CELLS_AT_ONCE = 4_000_000  # resamples x passages held in memory: 32 MB
+_LABELS = MAX_CHOICES
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its 95 % interval; None where it has none (an expectation)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a table of probabilities is worth.
+
+    Attributes:
+        num_questions: rows.
+        num_groups: passages, the unit that the intervals resample.
+        accuracy: 0 to 1.
+        macro_f1: 0 to 1, over the labels that occur.
+        log_loss: nats a question; None where there are no probabilities of its own (label-only predictions).
+        accuracy_interval: "bootstrap"; "wilson" for an accuracy of 0 or 1 or fewer than 30 passages, each counted
+            as one independent row; "none" for an expectation.
+    """
+
+    num_questions: int
+    num_groups: int
+    accuracy: Estimate
+    macro_f1: Estimate
+    log_loss: Estimate | None
+    accuracy_interval: str = "bootstrap"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: plain numbers, None where there is none."""
+        return {
+            "num_questions": self.num_questions,
+            "num_groups": self.num_groups,
+            "accuracy": self.accuracy.to_dict(),
+            "macro_f1": self.macro_f1.to_dict(),
+            "log_loss": self.log_loss.to_dict() if self.log_loss else None,
+            "accuracy_interval": self.accuracy_interval,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """a minus b on the same questions: accuracy above 0 and log loss below 0 speak for a."""
+
+    num_questions: int
+    num_groups: int
+    accuracy: Estimate
+    log_loss: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "num_questions": self.num_questions,
+            "num_groups": self.num_groups,
+            "accuracy": self.accuracy.to_dict(),
+            "log_loss": self.log_loss.to_dict(),
+        }
+
+
+def compute_metrics(probs: FloatArray, answers: IntArray, groups: Sequence[str], *, seed: int = 0) -> Metrics:
+    """Accuracy, macro F1 and log loss, each with a 95 % interval.
+
+    Args:
+        probs: (N, 5), NaN where a choice does not exist.
+        answers: (N,) gold answers, counted from 1.
+        groups: (N,) what a question shares with those that stand or fall with it: its passage's key.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no rows, lengths that differ, or an answer that its row's choices do not reach.
+    """
+    from sklearn.metrics import f1_score  # a second to import
+
+    _require_rows(probs, answers, groups)
+    predicted, losses = predicted_answers(probs), row_log_losses(probs, answers)
+    labels = np.union1d(answers, predicted)
+    accuracy = float(np.mean(predicted == answers))
+    macro_f1 = float(f1_score(answers, predicted, labels=labels, average="macro"))
+
+    cells = np.eye(_LABELS * _LABELS)[(answers - 1) * _LABELS + predicted - 1]  # (N, 25)
+    sums = _sum_by_group(np.column_stack([cells, losses]), groups)  # (G, 26)
+    resampled = np.concatenate(list(_resampled_sums(sums, seed)))  # (resamples, 26)
+    confusion = resampled[:, :-1].reshape(-1, _LABELS, _LABELS)
+    counts = confusion.sum(axis=(1, 2))
+    accuracies = np.trace(confusion, axis1=1, axis2=2) / counts
+    interval, kind = _percentiles(accuracies), "bootstrap"
+    if accuracy in (0.0, 1.0) or len(sums) < FEWEST_PASSAGES or interval[0] == interval[1]:
+        interval, kind = wilson_interval(accuracy, len(sums)), "wilson"
+    return Metrics(
+        num_questions=len(answers),
+        num_groups=len(sums),
+        accuracy=Estimate(accuracy, *interval),
+        macro_f1=Estimate(macro_f1, *_percentiles(_macro_f1(confusion))),
+        log_loss=Estimate(float(losses.mean()), *_percentiles(resampled[:, -1] / counts)),
+        accuracy_interval=kind,
+    )
+
+
+def row_log_losses(probs: FloatArray, answers: IntArray) -> FloatArray:
+    """(N,) minus the log probability of each row's gold answer, in nats; a probability counts as at least 1e-15.
+
+    Raises:
+        ValueError: an answer that its row's choices do not reach.
+    """
+    gold: FloatArray = probs[np.arange(len(answers)), answers - 1]
+    if np.isnan(gold).any():
+        raise ValueError(f"row {int(np.argmax(np.isnan(gold)))}: the answer is not among the row's choices")
+    losses: FloatArray = -np.log(np.clip(gold, SMALLEST_PROB, 1.0))
+    return losses
+
+
+def random_baseline(num_choices: IntArray, answers: IntArray, *, seed: int = 0) -> Metrics:
+    """What a uniform guess among each row's own choices is worth, on average; figures without an interval.
+
+    Accuracy, mean(1/K), and log loss, mean(log K), are exact. Macro F1 has no closed form: it is the mean over 2,000
+    seeded guesses of the whole file (standard error about 0.001 at 100 rows).
+
+    Args:
+        num_choices: (N,) the number of choices K of each row.
+        answers: (N,) gold answers, counted from 1.
+        seed: of the guesses.
+
+    Raises:
+        ValueError: no rows, or lengths that differ.
+    """
+    if not len(answers) or len(answers) != len(num_choices):
+        raise ValueError(f"{len(num_choices)} rows and {len(answers)} answers; expected as many, and at least one")
+    rng = np.random.default_rng(seed)
+    scores = []
+    for num_guesses in _chunks(len(answers)):
+        guesses = np.floor(rng.random((num_guesses, len(answers))) * num_choices).astype(np.int64)
+        offsets = np.arange(num_guesses)[:, None] * _LABELS * _LABELS
+        cells = (offsets + (answers - 1) * _LABELS + guesses).ravel()
+        counted = np.bincount(cells, minlength=num_guesses * _LABELS * _LABELS)
+        scores.append(_macro_f1(counted.reshape(num_guesses, _LABELS, _LABELS).astype(np.float64)))
+    return Metrics(
+        num_questions=len(answers),
+        num_groups=len(answers),
+        accuracy=Estimate(float(np.mean(1 / num_choices))),
+        macro_f1=Estimate(float(np.concatenate(scores).mean())),
+        log_loss=Estimate(float(np.mean(np.log(num_choices)))),
+        accuracy_interval="none",
+    )
+
+
+def paired_difference(
+    probs_a: FloatArray, probs_b: FloatArray, answers: IntArray, groups: Sequence[str], *, seed: int = 0
+) -> PairedDifference:
+    """Accuracy and log loss of a minus those of b, each with a 95 % interval, on the same questions.
+
+    Args:
+        probs_a: (N, 5), NaN where a choice does not exist.
+        probs_b: (N, 5), rows as in probs_a.
+        answers: (N,) gold answers, counted from 1.
+        groups: (N,) passage keys.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: see compute_metrics; or the two differ in a row's number of choices.
+    """
+    _require_rows(probs_a, answers, groups)
+    _require_rows(probs_b, answers, groups)
+    if (count_choices(probs_a) != count_choices(probs_b)).any():
+        raise ValueError("a and b differ in a row's number of choices: they are not the same questions")
+    hits = (predicted_answers(probs_a) == answers).astype(np.float64) - (predicted_answers(probs_b) == answers)
+    losses = row_log_losses(probs_a, answers) - row_log_losses(probs_b, answers)
+    sums = _sum_by_group(np.column_stack([hits, losses, np.ones(len(answers))]), groups)
+    resampled = np.concatenate(list(_resampled_sums(sums, seed)))
+    return PairedDifference(
+        num_questions=len(answers),
+        num_groups=len(sums),
+        accuracy=Estimate(float(hits.mean()), *_percentiles(resampled[:, 0] / resampled[:, 2])),
+        log_loss=Estimate(float(losses.mean()), *_percentiles(resampled[:, 1] / resampled[:, 2])),
+    )
+
+
+def wilson_interval(share: float, num_rows: int) -> tuple[float, float]:
+    """The 95 % score interval of a share among independent rows (Wilson, https://doi.org/10.2307/2276774).
+
+    Given the number of passages for num_rows, it holds whatever the questions of one passage have in common.
+    """
+    z2 = _NORMAL_QUANTILE**2
+    middle = (share + z2 / (2 * num_rows)) / (1 + z2 / num_rows)
+    half = _NORMAL_QUANTILE / (1 + z2 / num_rows) * np.sqrt(share * (1 - share) / num_rows + z2 / (4 * num_rows**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def fit_scale(log_scores: FloatArray, answer_index: IntArray) -> float:
+    """The scale s > 0 that minimises the log loss of softmax(s * log_scores) over each row's own choices.
+
+    The log loss is convex in s (a log-sum-exp of functions linear in s, minus a linear one), so it has one minimum; the
+    search runs over log s, which keeps that, from 0.01 to 1000, and ends at a bound where the minimum lies beyond.
+
+    Args:
+        log_scores: (N, 5) a score of each choice, NaN where it does not exist.
+        answer_index: (N,) gold answers, counted from 0.
+
+    Raises:
+        ValueError: no rows, an infinite score, or an answer that its row's choices do not reach.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(answer_index) or np.isinf(log_scores).any():
+        raise ValueError("a scale needs at least one row, and finite scores")
+    gold = log_scores[np.arange(len(answer_index)), answer_index]
+    if np.isnan(gold).any():
+        raise ValueError(f"row {int(np.argmax(np.isnan(gold)))}: the answer is not among the row's choices")
+    above = np.where(np.isnan(log_scores), -np.inf, log_scores - gold[:, None])  # (N, 5), 0 at the answer
+
+    def log_loss(log_scale: float) -> float:
+        return float(np.logaddexp.reduce(np.exp(log_scale) * above, axis=1).mean())
+
+    found = minimize_scalar(log_loss, bounds=(np.log(1e-2), np.log(1e3)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def format_table(rows: Sequence[tuple[str, Metrics]]) -> str:
+    """A markdown table, one line for each (name, metrics), readable in a terminal; notes below what it needs."""
+    header = ["", "n", "accuracy", "macro F1", "log loss"]
+    body = [[name, str(m.num_questions), *map(_cell, (m.accuracy, m.macro_f1, m.log_loss))] for name, m in rows]
+    for cells, (_, metrics) in zip(body, rows, strict=True):
+        cells[2] += " w" if metrics.accuracy_interval == "wilson" else ""
+    widths = [max(3, *(len(cells[column]) for cells in [header, *body])) for column in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [_line(cells, widths) for cells in [header, rule, *body]]
+    if any(metrics.accuracy_interval == "wilson" for _, metrics in rows):
+        lines += ["", f"w: Wilson interval; accuracy is 0 or 1, or there are fewer than {FEWEST_PASSAGES} passages."]
+    return "\n".join(lines)
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cells[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
+    ]
+    return f"| {' | '.join(padded)} |"
+
+
+def _require_rows(probs: FloatArray, answers: IntArray, groups: Sequence[str]) -> None:
+    if not len(answers) or not len(probs) == len(answers) == len(groups):
+        found = f"{len(probs)} rows, {len(answers)} answers and {len(groups)} groups"
+        raise ValueError(f"{found}; expected as many of each, and at least one")
+
+
+def _sum_by_group(columns: FloatArray, groups: Sequence[str]) -> FloatArray:
+    """(G, C) sums over each group's rows of columns (N, C)."""
+    _, group_index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums = np.zeros((int(group_index.max()) + 1, columns.shape[1]))
+    np.add.at(sums, group_index, columns)
+    return sums
+
+
+def _resampled_sums(sums: FloatArray, seed: int) -> Iterator[FloatArray]:
+    """(resamples, C) sums over groups drawn with replacement from sums (G, C): 2,000 in parts that fit in memory."""
+    rng, num_groups = np.random.default_rng(seed), len(sums)
+    for num_resamples in _chunks(num_groups):
+        drawn = rng.integers(num_groups, size=(num_resamples, num_groups))
+        drawn += np.arange(num_resamples)[:, None] * num_groups
+        times = np.bincount(drawn.ravel(), minlength=num_resamples * num_groups).reshape(num_resamples, num_groups)
+        yield times.astype(np.float64) @ sums
+
+
+def _chunks(width: int) -> Iterator[int]:
+    """2,000 resamples of so many cells each, in parts that fit in memory."""
+    left = NUM_RESAMPLES
+    while left:
+        part = min(left, max(1, _CELLS_AT_ONCE // width))
+        yield part
+        left -= part
+
+
+def _macro_f1(confusion: FloatArray) -> FloatArray:
+    """(B,) macro F1 of confusion counts (B, gold, predicted), over the labels that occur in each."""
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    occurs = confusion.sum(axis=1) + confusion.sum(axis=2)  # twice the hits, plus both kinds of error
+    f1 = np.divide(2 * hits, occurs, out=np.zeros_like(hits), where=occurs > 0)
+    scores: FloatArray = f1.sum(axis=1) / (occurs > 0).sum(axis=1)
+    return scores
+
+
+def _percentiles(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,342 @@
+"""Predictions: the probability CSV and the submission CSV; write, read, validate, join by id.
+
+A probability file has the columns `id,answer,prob_1..prob_5`; a choice that the row does not have is an empty cell. A
+submission has `id,answer`. In both, `answer` is the prediction, counted from 1; it is never the gold answer.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ksat.errors import InputError, bad_rows
+from ksat.questions import (
+    MAX_CHOICES,
+    MIN_CHOICES,
+    Question,
+    read_questions,
+    read_table,
+    require_columns,
+    require_unique_ids,
+)
+from ksat.runs import write_atomic
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+PROB_COLUMNS = tuple(f"prob_{number}" for number in range(1, MAX_CHOICES + 1))
+SUM_TOLERANCE = 1e-6
+SUBMISSIONS = Path("submissions")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Probabilities of each question's choices, in the order of a test file.
+
+    Attributes:
+        ids: the N question ids, each once.
+        probs: (N, 5), in [0, 1]; NaN where a question has no such choice. A row's choices stand first, at least two of
+            them, and sum to 1 within 1e-6.
+
+    Raises:
+        ValueError: the caller broke one of these rules.
+    """
+
+    ids: tuple[str, ...]
+    probs: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.probs.shape != (len(self.ids), MAX_CHOICES):
+            raise ValueError(f"probs has shape {self.probs.shape}, expected {(len(self.ids), MAX_CHOICES)}")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("an id stands twice")
+        for i, row_id in enumerate(self.ids):
+            if fault := _row_fault(self.probs[i]):
+                raise ValueError(f"id {row_id!r}: the probabilities {fault[0]}: {fault[1]}")
+
+    @property
+    def answers(self) -> IntArray:
+        """(N,) the most probable choice, counted from 1; of equals the lowest number."""
+        return predicted_answers(self.probs)
+
+    @property
+    def num_choices(self) -> IntArray:
+        """(N,) how many choices each question has, 2 to 5."""
+        return count_choices(self.probs)
+
+
+def predicted_answers(probs: FloatArray) -> IntArray:
+    """(N,) the most probable choice of each row of (N, 5), counted from 1; of equals the lowest number."""
+    best: IntArray = np.argmax(np.where(np.isnan(probs), -1.0, probs), axis=1)
+    return best + 1
+
+
+def count_choices(probs: FloatArray) -> IntArray:
+    """(N,) the number of choices of each row of (N, 5), which is NaN where there is none."""
+    counts: IntArray = np.sum(~np.isnan(probs), axis=1)
+    return counts
+
+
+def output_paths(out: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """Where --out's probability file and submission go; called before any work.
+
+    Args:
+        out: a name ('blend' goes to submissions/) or a path's stem ('runs/blend'); .csv and .probs.csv are taken off.
+        overwrite: accept that they exist.
+
+    Raises:
+        InputError: no name in it, or a file is there already.
+    """
+    text = re.sub(r"(\.probs)?\.csv$", "", str(out))
+    name = re.split(r"[/\\]" if os.sep == "\\" else "/", text)[-1]
+    if name in ("", ".", ".."):
+        raise InputError(
+            f"--out {str(out)!r}: no file name in it; give a name such as 'blend' or a path 'folder/blend'"
+        )
+    stem = SUBMISSIONS / name if text == name else Path(text)
+    paths = stem.with_name(f"{name}.probs.csv"), stem.with_name(f"{name}.csv")
+    if folders := [path for path in paths if path.is_dir()]:
+        raise InputError(f"{folders[0]}: a folder stands where --out writes a file; choose another --out")
+    if not overwrite and (found := [str(path) for path in paths if path.exists()]):
+        raise InputError(f"{' and '.join(found)} exist already; choose another --out, or replace with --overwrite")
+    return paths
+
+
+def write_predictions(paths: tuple[Path, Path], predictions: Predictions) -> None:
+    """Writes the probability file and, last, the submission; if either can't be written, neither is.
+
+    Args:
+        paths: from output_paths.
+        predictions: in the test file's order.
+
+    Raises:
+        InputError: the disk is full or the folder can't be written.
+    """
+    probs_path, submission_path = paths
+
+    def fill(beside: Path) -> None:
+        _write_rows(beside, ("id", "answer"), _submission_rows(predictions.ids, predictions.answers))
+        write_probs(probs_path, predictions)  # the submission's bytes are on the disk by now
+
+    write_atomic(submission_path, fill)
+
+
+def write_probs(path: Path, predictions: Predictions) -> None:
+    """Writes `id,answer,prob_1..prob_5` atomically; every float reads back as the same float.
+
+    Raises:
+        InputError: the disk is full or the folder can't be written.
+    """
+    rows = [
+        [row_id, str(answer), *("" if np.isnan(prob) else repr(float(prob)) for prob in probs)]
+        for row_id, answer, probs in zip(predictions.ids, predictions.answers, predictions.probs, strict=True)
+    ]
+    write_atomic(path, lambda beside: _write_rows(beside, ("id", "answer", *PROB_COLUMNS), rows))
+
+
+def write_submission(path: Path, ids: Sequence[str], answers: IntArray | Sequence[int]) -> None:
+    """Writes `id,answer` atomically, in the order given.
+
+    Args:
+        path: the CSV file.
+        ids: the N question ids, in the test file's order.
+        answers: (N,) predictions, counted from 1.
+
+    Raises:
+        InputError: the disk is full or the folder can't be written.
+    """
+    write_atomic(path, lambda beside: _write_rows(beside, ("id", "answer"), _submission_rows(ids, answers)))
+
+
+def _submission_rows(ids: Sequence[str], answers: IntArray | Sequence[int]) -> list[list[str]]:
+    return [[row_id, str(int(answer))] for row_id, answer in zip(ids, answers, strict=True)]
+
+
+def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A CSV file, forced to the disk: a full disk shows here and not at the rename."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_probability_table(table: pd.DataFrame) -> bool:
+    """Whether a table has a probability column, so that its `answer` is a prediction."""
+    return any(str(name).startswith("prob_") for name in table.columns)
+
+
+def is_competition_table(table: pd.DataFrame) -> bool:
+    """Whether a table holds questions (either dialect), not only ids and answers."""
+    return "problems" in table.columns or "choices" in table.columns
+
+
+def read_probs(path: Path | str) -> Predictions:
+    """The predictions of a probability CSV, in file order, exactly as written (nothing is renormalised).
+
+    Raises:
+        InputError: a column is missing, an id empty or doubled; or a row's probabilities are not numbers in [0, 1], do
+            not sum to 1 within 1e-6, leave a gap or fewer than two choices; or `answer` is not the most probable one.
+    """
+    table = read_table(path)
+    require_columns(table, path, ["id", "answer", *PROB_COLUMNS])
+    if extra := [name for name in table.columns if name.startswith("prob_") and name not in PROB_COLUMNS]:
+        raise InputError(f"{path}: unknown column {extra[0]!r}; expected {PROB_COLUMNS[0]} to {PROB_COLUMNS[-1]}")
+    ids = _ids(table, path)
+    probs = np.full((len(ids), MAX_CHOICES), np.nan)
+    faults: dict[str, list[tuple[str, str]]] = {}
+    for i, cells in enumerate(table[list(PROB_COLUMNS)].itertuples(index=False)):
+        try:
+            probs[i] = [_number(cell) for cell in cells]
+            fault = _row_fault(probs[i])
+        except ValueError as error:
+            fault = ("are not numbers", str(error))
+        if fault:
+            faults.setdefault(fault[0], []).append((ids[i], fault[1]))
+    if faults:
+        rule, bad = next(iter(faults.items()))
+        raise bad_rows(path, f"have probabilities that {rule}", bad, "write the file again with inference.py")
+    written, expected = [value.strip() for value in table["answer"]], predicted_answers(probs)
+    pairs = zip(ids, written, expected, strict=True)
+    if differing := [(i, f"{found!r}, most probable is {best}") for i, found, best in pairs if found != str(best)]:
+        raise bad_rows(
+            path,
+            "have an answer that is not the most probable choice",
+            differing,
+            "in a probability file it is the prediction (of equals the lowest number), never the gold answer",
+        )
+    return Predictions(tuple(ids), probs)
+
+
+def _number(cell: str) -> float:
+    """A cell's number, NaN for an empty one; 'nan' and '1_0', which float() takes, are not numbers here."""
+    text = cell.strip()
+    if not text:
+        return float("nan")
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text, re.ASCII):
+        raise ValueError(repr(cell))
+    return float(text)
+
+
+def _row_fault(probs: FloatArray) -> tuple[str, str] | None:
+    """What is wrong with one row's probabilities (5,): (the rule it breaks, what was found), or None."""
+    there = ~np.isnan(probs)
+    count = int(there.sum())
+    if not there[:count].all():
+        return "leave a gap between the choices", f"choices {', '.join(str(i + 1) for i in np.flatnonzero(there))}"
+    if count < MIN_CHOICES:
+        return "stand for fewer than two choices", str(count)
+    own = probs[:count]
+    if not ((own >= 0) & (own <= 1)).all():
+        return "lie outside 0 to 1", ", ".join(repr(float(value)) for value in own if not 0 <= value <= 1)
+    total = float(own.sum())
+    if abs(total - 1) > SUM_TOLERANCE:
+        return "do not sum to 1 within 1e-6", repr(total)
+    return None
+
+
+def read_labels(path: Path | str) -> dict[str, int]:
+    """Answers by id of a label-only CSV (`id,answer`: a submission, or a list of gold answers), in file order.
+
+    Raises:
+        InputError: a probability file or questions instead of labels, a column missing, an id empty or doubled, or an
+            answer that is not an integer from 1 to 5.
+    """
+    table = read_table(path)
+    if is_probability_table(table):
+        raise InputError(f"{path}: a probability file where only `id,answer` is expected; its answers are predictions")
+    if is_competition_table(table):
+        raise InputError(f"{path}: a file of questions where only `id,answer` is expected; give predictions")
+    require_columns(table, path, ["id", "answer"])
+    return dict(zip(_ids(table, path), _integers(table, path, list(table["id"])), strict=True))
+
+
+def read_answers(path: Path | str) -> dict[str, int]:
+    """Gold answers by id, counted from 1, of an `id,answer` CSV or a labelled competition CSV.
+
+    Raises:
+        InputError: a probability file (its answers are predictions), a row without an answer, or see read_labels.
+    """
+    table = read_table(path)
+    if is_probability_table(table):
+        raise InputError(
+            f"{path}: a probability file; its 'answer' is a prediction, never the gold answer; give another"
+        )
+    if is_competition_table(table):
+        return {question.id: question.answer_index + 1 for question in read_questions(path, labelled=True)}
+    return read_labels(path)
+
+
+def align_answers(predictions: Predictions, answers: Mapping[str, int], path: Path | str) -> IntArray:
+    """(N,) the gold answer of each prediction, counted from 1, joined by id; answers to other questions are left out.
+
+    Args:
+        predictions: of N questions.
+        answers: by id, from read_answers.
+        path: where the answers come from, for the message.
+
+    Raises:
+        InputError: an id has no answer, or an answer that its question's choices do not reach.
+    """
+    if missing := [(row_id, "") for row_id in predictions.ids if row_id not in answers]:
+        raise bad_rows(path, "of the predictions are missing", missing, "answers must cover every predicted id")
+    gold = [answers[row_id] for row_id in predictions.ids]
+    rows = zip(predictions.ids, gold, predictions.num_choices, strict=True)
+    if bad := [(row_id, f"{answer} of {count}") for row_id, answer, count in rows if not 1 <= answer <= count]:
+        raise bad_rows(
+            path, "have an answer beyond the predicted number of choices", bad, "are they the same questions?"
+        )
+    return np.array(gold, dtype=np.int64)
+
+
+def check_submission(path: Path | str, questions: Sequence[Question]) -> dict[str, int]:
+    """Answers by id of a submission that the leaderboard would take: every question once, in order, in range.
+
+    Args:
+        path: the submission, `id,answer`.
+        questions: of the test file.
+
+    Raises:
+        InputError: other columns, an id doubled, missing or unknown, another order, not an integer, out of range.
+    """
+    table = read_table(path)
+    if list(table.columns) != ["id", "answer"]:
+        raise InputError(f"{path}: columns {', '.join(table.columns)}; a submission has exactly id, answer")
+    ids, expected = list(table["id"]), [question.id for question in questions]
+    require_unique_ids(ids, path)
+    given, wanted = set(ids), set(expected)
+    if missing := [(row_id, "") for row_id in expected if row_id not in given]:
+        raise bad_rows(path, "of the test are missing", missing, "a submission answers every test question")
+    if unknown := [(row_id, "") for row_id in ids if row_id not in wanted]:
+        raise bad_rows(path, "have an id that the test has not", unknown, "is it another test's submission?")
+    places = enumerate(zip(ids, expected, strict=True), start=1)
+    if moved := [(found, f"in row {i}, where the test has {want!r}") for i, (found, want) in places if found != want]:
+        raise bad_rows(path, "are not in the test's order", moved, "sort the rows as the test file has them")
+    answers = _integers(table, path, ids)
+    rows = zip(questions, answers, strict=True)
+    if bad := [(q.id, f"{answer} of {q.num_choices}") for q, answer in rows if answer > q.num_choices]:
+        raise bad_rows(path, "have an answer out of range", bad, "answers go from 1 to the row's number of choices")
+    return dict(zip(ids, answers, strict=True))
+
+
+def _ids(table: pd.DataFrame, path: Path | str) -> list[str]:
+    ids = [str(value).strip() for value in table["id"]]
+    require_unique_ids(ids, path)
+    return ids
+
+
+def _integers(table: pd.DataFrame, path: Path | str, ids: Sequence[Any]) -> list[int]:
+    """The column `answer` as integers from 1 to 5; '3.0' is refused, as the leaderboard would."""
+    cells = [str(value).strip() for value in table["answer"]]
+    pairs = zip(ids, cells, strict=True)
+    if bad := [(str(row_id), repr(cell)) for row_id, cell in pairs if not re.fullmatch(f"[1-{MAX_CHOICES}]", cell)]:
+        raise bad_rows(path, "have an answer that is not an integer from 1 to 5", bad, "write one of the digits 1 to 5")
+    return [int(cell) for cell in cells]

@@ -1,0 +1,137 @@
+"""What the validation rows say: the untuned control before the first step, every epoch, and which epoch was best."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ksat.encoding import EncodedQuestion
+from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
+from ksat.models import LanguageModel
+from ksat.predictions import Predictions, write_probs
+from ksat.questions import Question, passage_key
+from ksat.runs import read_json, write_json
+from ksat.scoring import FloatArray, choice_probs, score_questions
+
+
+class Validation:
+    """Scores the validation rows and keeps the adapter of the best epoch; goes on where an interrupted run stopped.
+
+    progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
+    keeps the last epoch's adapter, and the scale is 1.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        questions: Sequence[Question],
+        encoded: Sequence[EncodedQuestion],
+        *,
+        folder: Path,
+        score_by: str,
+        pack_tokens: int,
+        patience: int,
+    ) -> None:
+        self.model, self.questions, self.encoded, self.folder = model, questions, encoded, folder
+        self.score_by, self.pack_tokens, self.patience = score_by, pack_tokens, patience
+        self.answers = np.array([question.answer for question in questions], dtype=np.int64)
+        self.groups = [passage_key(question) for question in questions]
+        self.path = folder / "progress.json"
+        self.progress: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
+
+    @property
+    def scale(self) -> float:
+        """Factor on the scores: fitted on the untuned base's scores of these rows when scored by text, else 1."""
+        return float(self.progress["scale"])
+
+    @property
+    def best_epoch(self) -> int:
+        return int(self.progress["best_epoch"])
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether patience was at its end in the run that is resumed."""
+        return bool(self.progress.get("epochs")) and self._patience_ended()
+
+    def control(self) -> None:
+        """Scores the untuned base, fits the scale, and prints both beside the random baseline."""
+        if "scale" in self.progress:
+            return
+        self.progress = {
+            "scale": 1.0,
+            "control": None,
+            "control_scale_1": None,
+            "random": None,
+            "epochs": [],
+            "best_epoch": 0,
+        }
+        if self.questions:
+            scores = self._scores()
+            fitted = self.score_by == "text"
+            self.progress["scale"] = fit_scale(scores, self.answers - 1) if fitted else 1.0
+            raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, self.scale))
+            baseline = random_baseline(np.array([question.num_choices for question in self.questions]), self.answers)
+            rows = [("uniform guess", baseline), ("untuned base", raw)]
+            rows += [(f"untuned base, scale {self.scale:.2f}", control)] if fitted else []
+            print(f"\nvalidation before the first step\n{format_table(rows)}\n", flush=True)
+            self.progress |= {
+                name: m.to_dict() for name, m in (("control", control), ("control_scale_1", raw), ("random", baseline))
+            }
+        write_json(self.path, self.progress)
+
+    def after_epoch(self, epoch: int) -> bool:
+        """Scores the rows, keeps the adapter if this epoch is the best so far; True when patience has ended."""
+        entries = [
+            entry for entry in self.progress["epochs"] if entry["epoch"] < epoch
+        ]  # a resumed run repeats an epoch
+        entry: dict[str, Any] = {"epoch": epoch}
+        if self.questions:
+            probs = choice_probs(self._scores(), self.scale)
+            metrics = self._metrics(probs)
+            entry |= metrics.to_dict()
+            print(f"\nvalidation after epoch {epoch}\n{format_table([(f'epoch {epoch}', metrics)])}\n", flush=True)
+        self.progress["epochs"] = [*entries, entry]
+        losses = (
+            [_log_loss(e) for e in self.progress["epochs"]] if self.questions else [float(-e) for e in range(epoch)]
+        )
+        self.progress["best_epoch"] = int(np.argmin(losses)) + 1
+        if self.best_epoch == epoch:
+            kept = self.folder / f"epoch-{epoch}"
+            shutil.rmtree(kept, ignore_errors=True)
+            # save_embedding_layers: "auto" would ask the hub whether the vocabulary was resized; it never is.
+            self.model.model.save_pretrained(kept, save_embedding_layers=False)
+            if self.questions:
+                write_probs(kept / "validation.probs.csv", Predictions(tuple(q.id for q in self.questions), probs))
+        write_json(self.path, self.progress)
+        for other in self.folder.glob("epoch-*"):
+            if other.name != f"epoch-{self.best_epoch}":
+                shutil.rmtree(other)
+        return self._patience_ended()
+
+    def warn_if_control_is_better(self) -> None:
+        """The untuned base is often hard to beat; a user should hear of it before the test set does."""
+        if not self.questions:
+            return
+        best, control = _log_loss(self.progress["epochs"][self.best_epoch - 1]), _log_loss(self.progress["control"])
+        if best >= control:
+            print(
+                f"warning: no epoch beats the untuned base on validation (log loss {best:.3f}, untuned {control:.3f}); "
+                "compare both with inference.py before you submit",
+                file=sys.stderr,
+            )
+
+    def _patience_ended(self) -> bool:
+        return bool(self.questions) and len(self.progress["epochs"]) - self.best_epoch >= self.patience
+
+    def _scores(self) -> FloatArray:
+        return score_questions(self.model, self.encoded, pack_tokens=self.pack_tokens, progress="validation")
+
+    def _metrics(self, probs: FloatArray) -> Metrics:
+        return compute_metrics(probs, self.answers, self.groups)
+
+
+def _log_loss(metrics: dict[str, Any]) -> float:
+    return float(metrics["log_loss"]["value"])

@@ -1,0 +1,311 @@
+"""The probability CSV and the submission CSV."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ksat import predictions
+from ksat.errors import InputError
+from ksat.predictions import (
+    Predictions,
+    align_answers,
+    check_submission,
+    output_paths,
+    read_answers,
+    read_labels,
+    read_probs,
+    write_predictions,
+    write_probs,
+    write_submission,
+)
+from ksat.questions import Question
+
+NAN = float("nan")
+HEADER = "id,answer,prob_1,prob_2,prob_3,prob_4,prob_5\n"
+
+
+def make_predictions() -> Predictions:
+    probs = np.array([[0.1, 0.2, 0.3, 0.15, 0.25], [0.4, 0.1, 0.4, 0.1, NAN], [0.25, 0.75, NAN, NAN, NAN]])
+    return Predictions(("b", "a", "c"), probs)
+
+
+def make_questions() -> list[Question]:
+    return [Question(row_id, "p", "q", tuple("abcde"[:n]), None) for row_id, n in (("b", 5), ("a", 4), ("c", 2))]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_answers_count_from_one_and_equals_go_to_the_lowest_number() -> None:
+    assert make_predictions().answers.tolist() == [3, 1, 2]
+    assert make_predictions().num_choices.tolist() == [5, 4, 2]
+
+
+def test_probability_file_has_exactly_these_bytes(tmp_path: Path) -> None:
+    write_probs(tmp_path / "new" / "x.probs.csv", make_predictions())
+    assert (tmp_path / "new" / "x.probs.csv").read_text() == (
+        HEADER + "b,3,0.1,0.2,0.3,0.15,0.25\na,1,0.4,0.1,0.4,0.1,\nc,2,0.25,0.75,,,\n"
+    )
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.probs.csv"]
+
+
+def test_submission_has_exactly_these_bytes(tmp_path: Path) -> None:
+    write_submission(tmp_path / "x.csv", ["b", 'q,"1'], np.array([3, 1]))
+    assert (tmp_path / "x.csv").read_text() == 'id,answer\nb,3\n"q,""1",1\n'
+
+
+def test_mistake_3_a_four_choice_row_never_has_a_fifth(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    probs = np.column_stack([rng.dirichlet(np.ones(4), 50), np.full(50, NAN)])
+    four = Predictions(tuple(map(str, range(50))), probs)
+    write_probs(tmp_path / "x.probs.csv", four)
+    with (tmp_path / "x.probs.csv").open() as file:
+        assert all(row["prob_5"] == "" and row["answer"] in "1234" for row in csv.DictReader(file))
+    assert read_probs(tmp_path / "x.probs.csv").num_choices.tolist() == [4] * 50
+
+
+def test_mistake_11_every_written_row_has_its_probabilities(tmp_path: Path) -> None:
+    write_predictions((tmp_path / "x.probs.csv", tmp_path / "x.csv"), make_predictions())
+    with (tmp_path / "x.probs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "answer", "prob_1", "prob_2", "prob_3", "prob_4", "prob_5"]
+    for row, count in zip(rows, (5, 4, 2), strict=True):
+        assert sum(row[f"prob_{number}"] != "" for number in range(1, 6)) == count
+    assert list(read_labels(tmp_path / "x.csv").items()) == [("b", 3), ("a", 1), ("c", 2)]
+
+
+text_ids = st.lists(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool),
+    min_size=1,
+    max_size=8,
+    unique=True,
+)
+
+
+@given(ids=text_ids, data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_reads_back_bit_for_bit(tmp_path: Path, ids: list[str], data: st.DataObject) -> None:
+    rows = []
+    for _ in ids:
+        count = data.draw(st.integers(2, 5))
+        masses = np.array(data.draw(st.lists(st.floats(1e-300, 1e6), min_size=count, max_size=count)))
+        rows.append(np.append(masses / masses.sum(), [NAN] * (5 - count)))
+    written = Predictions(tuple(ids), np.array(rows))
+    write_probs(tmp_path / "x.probs.csv", written)
+    read = read_probs(tmp_path / "x.probs.csv")
+    assert read.ids == written.ids
+    assert read.probs.tobytes() == written.probs.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ("a,1,0.6,0.4,,,", None),
+        ("a,1,0.6000004,0.4000004,,,", None),
+        ("a,1,6e-1,.4,,,", None),
+        (
+            "a,1,0.6,0.40001,,,",
+            r"1 of the rows have probabilities that do not sum to 1 within 1e-6 \(id 'a': 1.00001\)",
+        ),
+        ("a,1,1.4,-0.4,,,", r"lie outside 0 to 1 \(id 'a': 1.4, -0.4\)"),
+        ("a,1,1,,,,", r"fewer than two choices \(id 'a': 1\)"),
+        ("a,,,,,,", r"fewer than two choices \(id 'a': 0\)"),
+        ("a,1,0.6,,0.4,,", r"leave a gap between the choices \(id 'a': choices 1, 3\)"),
+        ("a,2,,0.6,0.4,,", r"leave a gap between the choices \(id 'a': choices 2, 3\)"),
+        ("a,1,0.6,nan,,,", r"are not numbers \(id 'a': 'nan'\)"),
+        ("a,1,inf,0.4,,,", r"are not numbers \(id 'a': 'inf'\)"),
+        ("a,1,0.6,x,,,", r"are not numbers \(id 'a': 'x'\)"),
+        ("a,2,0.6,0.4,,,", r"not the most probable choice \(id 'a': '2', most probable is 1\)"),
+        ("a,2,0.5,0.5,,,", r"not the most probable choice \(id 'a': '2', most probable is 1\)"),
+        ("a,1.0,0.6,0.4,,,", r"not the most probable choice \(id 'a': '1.0'"),
+        (",1,0.6,0.4,,,", "1 of the rows have an empty id"),
+        ("a,1,0.6,0.4,,,\na,1,0.6,0.4,,,", r"1 of the rows repeat an id that stands above \(id 'a'\)"),
+        ("a,1,0.6,0.4,,", "data row 1 has 6 fields, the header has 7"),
+    ],
+)
+def test_read_probs_validates(tmp_path: Path, row: str, match: str | None) -> None:
+    path = write(tmp_path / "x.probs.csv", HEADER + row + "\n")
+    if match is None:
+        assert read_probs(path).answers.tolist() == [1]
+    else:
+        with pytest.raises(InputError, match=match):
+            read_probs(path)
+
+
+def test_read_probs_counts_all_bad_rows_and_shows_five(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", HEADER + "".join(f"r{i},1,0.6,0.5,,,\n" for i in range(7)))
+    with pytest.raises(InputError, match=r"7 of the rows have .*\(first id 'r0'.*id 'r4': 1.1\); write") as caught:
+        read_probs(path)
+    assert "r5" not in str(caught.value)
+
+
+def test_read_probs_requires_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no column 'prob_5'; found 'id', 'answer'"):
+        read_probs(write(tmp_path / "x.csv", "id,answer,prob_1,prob_2,prob_3,prob_4\na,1,1,0,,\n"))
+    with pytest.raises(InputError, match="unknown column 'prob_6'; expected prob_1 to prob_5"):
+        read_probs(write(tmp_path / "x.csv", HEADER.strip() + ",prob_6\na,1,0.6,0.4,,,,\n"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "row", "match"),
+    [
+        (("a", "b"), [0.5, 0.5, NAN, NAN, NAN], "shape"),
+        (("a",), [0.5, 0.4, NAN, NAN, NAN], "do not sum to 1"),
+        (("a",), [0.5, NAN, 0.5, NAN, NAN], "gap"),
+        (("a",), [np.inf, 0.5, NAN, NAN, NAN], "outside 0 to 1"),
+    ],
+)
+def test_predictions_refuse_what_no_file_may_hold(ids: tuple[str, ...], row: list[float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Predictions(ids, np.array([row]))
+
+
+def test_predictions_refuse_a_doubled_id() -> None:
+    with pytest.raises(ValueError, match="an id stands twice"):
+        Predictions(("a", "a"), np.array([[0.5, 0.5, NAN, NAN, NAN]] * 2))
+
+
+def test_read_labels_keeps_file_order(tmp_path: Path) -> None:
+    assert list(read_labels(write(tmp_path / "x.csv", "\ufeffid,answer\nz,2\na, 5\n")).items()) == [("z", 2), ("a", 5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (HEADER + "a,1,0.6,0.4,,,\n", "a probability file where only `id,answer` is expected"),
+        (
+            "id,paragraph,question,choices,answer\na,p,q,\"['x', 'y']\",1\n",
+            "a file of questions where only `id,answer`",
+        ),
+        ("id,label\na,1\n", "no column 'answer'"),
+        ("id,answer\na,1\na,2\n", "repeat an id"),
+        ("id,answer\na,no\n", r"not an integer from 1 to 5 \(id 'a': 'no'\)"),
+        ("id,answer\na,\n", r"not an integer from 1 to 5 \(id 'a': ''\)"),
+        ("id,answer\na,1.0\n", "not an integer from 1 to 5"),
+        ("id,answer\na,6\n", "not an integer from 1 to 5"),
+        ("id,answer\na,0\n", "not an integer from 1 to 5"),
+    ],
+)
+def test_read_labels_validates(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        read_labels(write(tmp_path / "x.csv", text))
+
+
+def test_read_answers_of_labels_and_of_questions(tmp_path: Path) -> None:
+    problems = "\"{'question': 'q', 'choices': ['x', 'y'], 'answer': 2}\""
+    assert read_answers(write(tmp_path / "l.csv", "id,answer\na,2\n")) == {"a": 2}
+    assert read_answers(write(tmp_path / "c.csv", f"id,paragraph,problems\na,p,{problems}\n")) == {"a": 2}
+    flat = "id,paragraph,question,choices,answer\na,p,q,\"['x', 'y']\",2\n"
+    assert read_answers(write(tmp_path / "f.csv", flat)) == {"a": 2}
+
+
+def test_read_answers_refuses_predictions_and_unlabelled_rows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a probability file; its 'answer' is a prediction, never the gold answer"):
+        read_answers(write(tmp_path / "x.csv", HEADER + "a,1,0.6,0.4,,,\n"))
+    unlabelled = "id,paragraph,problems\na,p,\"{'question': 'q', 'choices': ['x', 'y'], 'answer': ''}\"\n"
+    with pytest.raises(InputError, match="1 of the rows have no answer"):
+        read_answers(write(tmp_path / "x.csv", unlabelled))
+
+
+def test_answers_are_aligned_by_id() -> None:
+    gold = align_answers(make_predictions(), {"a": 4, "c": 1, "other": 5, "b": 5}, "gold.csv")
+    assert gold.tolist() == [5, 4, 1]
+
+
+def test_align_answers_refuses_missing_and_impossible_answers() -> None:
+    with pytest.raises(InputError, match=r"gold.csv: 1 of the rows of the predictions are missing \(id 'a'\)"):
+        align_answers(make_predictions(), {"b": 1, "c": 1}, "gold.csv")
+    with pytest.raises(InputError, match=r"1 of the rows have an answer beyond the predicted .* \(id 'c': 3 of 2\)"):
+        align_answers(make_predictions(), {"a": 1, "b": 1, "c": 3}, "gold.csv")
+
+
+def test_check_submission_takes_a_valid_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "id,answer\nb,5\na,4\nc,2\n")
+    assert check_submission(path, make_questions()) == {"b": 5, "a": 4, "c": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("id,answer\nb,5\na,4\n", r"1 of the rows of the test are missing \(id 'c'\)"),
+        ("id,answer\nb,5\na,4\nc,2\nd,1\n", r"1 of the rows have an id that the test has not \(id 'd'\)"),
+        ("id,answer\nb,5\na,4\nc,2\nb,5\n", r"1 of the rows repeat an id that stands above \(id 'b'\)"),
+        (
+            "id,answer\na,4\nb,5\nc,2\n",
+            r"2 of the rows are not in the test's order \(first id 'a': in row 1, .* has 'b'",
+        ),
+        ("id,answer\nb,5\na,4.0\nc,2\n", r"not an integer from 1 to 5 \(id 'a': '4.0'\)"),
+        ("id,answer\nb,5\na,4\nc,\n", r"not an integer from 1 to 5 \(id 'c': ''\)"),
+        ("id,answer\nb,5\na,5\nc,2\n", r"1 of the rows have an answer out of range \(id 'a': 5 of 4\)"),
+        ("id,answer\nb,0\na,4\nc,2\n", r"not an integer from 1 to 5 \(id 'b': '0'\)"),
+        ("id,answer,score\nb,5,1\na,4,1\nc,2,1\n", "columns id, answer, score; a submission has exactly id, answer"),
+        ("answer,id\n5,b\n4,a\n2,c\n", "columns answer, id; a submission has exactly id, answer"),
+    ],
+)
+def test_check_submission_refuses(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        check_submission(write(tmp_path / "x.csv", text), make_questions())
+
+
+@pytest.mark.parametrize(
+    ("out", "stem"),
+    [
+        ("blend", "submissions/blend"),
+        ("blend.csv", "submissions/blend"),
+        ("blend.probs.csv", "submissions/blend"),
+        ("v1.2", "submissions/v1.2"),
+        ("folder/blend.csv", "folder/blend"),
+        ("./blend", "blend"),
+        ("/tmp/deep/blend.probs.csv", "/tmp/deep/blend"),
+    ],
+)
+def test_output_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: str, stem: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output_paths(out, overwrite=False) == (Path(f"{stem}.probs.csv"), Path(f"{stem}.csv"))
+
+
+@pytest.mark.parametrize("out", ["", "folder/", ".csv", "folder/.probs.csv", "..", "a/.."])
+def test_output_paths_need_a_name(out: str) -> None:
+    with pytest.raises(InputError, match="no file name in it"):
+        output_paths(out, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.probs.csv"])
+def test_output_paths_refuse_what_exists(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, "")
+    with pytest.raises(InputError, match=f"{name} exist already; choose another --out, or replace with --overwrite"):
+        output_paths(tmp_path / "x", overwrite=False)
+    assert output_paths(tmp_path / "x", overwrite=True)[1] == tmp_path / "x.csv"
+
+
+def test_output_paths_refuse_a_folder_even_to_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(InputError, match=r"x.csv: a folder stands where --out writes a file"):
+        output_paths(tmp_path / "x", overwrite=True)
+
+
+@pytest.mark.parametrize("full", ["x.csv", "x.probs.csv"])
+def test_of_two_outputs_neither_is_written_if_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    paths = tmp_path / "x.probs.csv", tmp_path / "x.csv"
+    for path in paths:
+        write(path, "old")
+    real = predictions._write_rows
+
+    def write_rows(path: Path, header: list[str], rows: list[list[str]]) -> None:
+        real(path, header, rows)
+        if path.name.startswith(f".{full}."):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predictions, "_write_rows", write_rows)
+    with pytest.raises(InputError, match=rf"{full}: can't be written \(No space left on device\)"):
+        write_predictions(paths, make_predictions())
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert len(list(tmp_path.iterdir())) == 2

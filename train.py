@@ -1,0 +1,398 @@
+"""Fine-tune a LoRA on a base: competition CSV -> checkpoints/<run>/.
+
+python train.py                                      # data/train.csv; the base follows from the GPU
+python train.py --run first --base unsloth/Qwen2.5-32B-Instruct-bnb-4bit --epochs 2
+python train.py --run first --resume                 # goes on after an interruption
+python train.py --run all --valid-fraction 0         # refits on every row
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ksat.errors import InputError, exit_code
+from ksat.flags import add_engine_flags, data_file, default_pack_tokens, positive
+
+if TYPE_CHECKING:
+    from ksat.encoding import EncodedQuestion, Encoder
+    from ksat.models import Device
+    from ksat.questions import Question
+
+CHECKPOINTS = Path("checkpoints")
+DEFAULTS: dict[str, Any] = {
+    "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
+    "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
+    "questions_per_step": 16, "patience": 1, "score_by": "label",
+}  # fmt: skip
+# A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
+EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. No default stands here: with --resume it is the run's, else it depends on the base."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("data").add_argument
+    add(
+        "--train",
+        nargs="+",
+        metavar="CSV",
+        help="labelled CSVs; only the first is validated on (default: data/train.csv, else the samples)",
+    )
+    add(
+        "--valid-fraction",
+        type=float,
+        metavar="F",
+        help="share of the first file to validate on, 0 to 0.5; 0 trains on every row (default: 0.1)",
+    )
+    add(
+        "--max-tokens",
+        type=positive,
+        metavar="TOKENS",
+        help="a prompt's limit; longer ones lose the middle of the passage (default: 4096)",
+    )
+    add("--prompt", metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
+    add("--limit", type=positive, metavar="N", help="train and validate on N questions each, to try things out")
+    add = parser.add_argument_group("run").add_argument
+    add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
+    add("--resume", action="store_true", help="go on with --run after an interruption")
+    add("--overwrite", action="store_true", help="replace --run if it exists")
+    add(
+        "--seed", type=int, metavar="N", help="of the split, the fresh LoRA and the order of the questions (default: 0)"
+    )
+    add("--report-to", metavar="LOGGER", help="log to wandb, tensorboard, ... as well (default: none)")
+    add = parser.add_argument_group("base").add_argument
+    add(
+        "--base",
+        metavar="BASE",
+        help="hub name, folder, embedded or embedded-small (default: the largest known base that fits)",
+    )
+    add(
+        "--score-by",
+        choices=("label", "text"),
+        help="score a choice's digit or its text (default: label; embedded bases: text)",
+    )
+    add(
+        "--quantization",
+        choices=("nf4", "none"),
+        help="of the weights while loading (default: nf4 on CUDA, none for embedded bases and on the CPU)",
+    )
+    add = parser.add_argument_group("LoRA and optimizer").add_argument
+    add(
+        "--rank",
+        type=positive,
+        metavar="R",
+        help="of the LoRA on all linear modules; takes memory in proportion (default: 64; embedded: 16)",
+    )
+    add(
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="the update is scaled by A/sqrt(R), without rsLoRA by A/R (default: the A that makes it 2)",
+    )
+    add("--dropout", type=float, metavar="P", help="of the LoRA's inputs, 0 to 1 (default: 0)")
+    add("--rslora", action=argparse.BooleanOptionalAction, help="rank-stabilised scaling (default: on)")
+    add("--epochs", type=positive, metavar="N", help="passes over the training rows (default: 2)")
+    add("--lr", type=float, metavar="RATE", help="peak learning rate (default: 5e-5; embedded: 3e-4)")
+    add("--schedule", choices=("cosine", "linear", "constant"), help="of the rate after warm-up (default: cosine)")
+    add("--warmup", type=float, metavar="F", help="share of the steps in which the rate rises, 0 to 1 (default: 0.05)")
+    add("--weight-decay", type=float, metavar="W", help="of AdamW (default: 0.01)")
+    add(
+        "--questions-per-step",
+        type=positive,
+        metavar="N",
+        help="in one optimizer step, however packed (default: 16; embedded: 8)",
+    )
+    add(
+        "--patience",
+        type=positive,
+        metavar="N",
+        help="stop after N epochs without a better validation log loss (default: 1)",
+    )
+    add_engine_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains one run, from the CSV to run.json."""
+    args = build_parser().parse_args(argv)
+    stored = _stored_settings(args)
+    files, are_samples = _training_files(args, stored)
+    from ksat import models
+    from ksat.questions import read_questions
+
+    tables = [(path, read_questions(path, labelled=True)) for path in files]
+    device = models.find_device(args.device)
+    settings = _resolve(args, stored, files, device, are_samples)
+    train_rows, valid_rows = _split(tables, settings)
+    folder = _run_folder(args, settings)
+    _announce(settings, device, args, train_rows, valid_rows)
+    _train(folder, settings, args, device, train_rows, valid_rows)
+
+
+def _train(
+    folder: Path,
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+    device: "Device",
+    train_rows: "list[Question]",
+    valid_rows: "list[Question]",
+) -> None:
+    from ksat.encoding import Encoder
+    from ksat.models import LoadSettings, LoraSettings, choose_dtype, choose_engine, load
+    from ksat.prompts import PromptTemplate
+    from ksat.runs import write_json
+
+    dtype, engine = choose_dtype(args.dtype, device), choose_engine(args.engine, device)
+    nf4 = settings["quantization"] == "nf4"
+    load_settings = LoadSettings(
+        settings["base"], engine, device, dtype, nf4, settings["max_tokens"], args.trust_remote_code
+    )
+    lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
+    model = load(load_settings, lora=lora, seed=settings["seed"])
+    encoder = Encoder(
+        model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
+    )
+    train_set, valid_set = ([encoder.encode(row) for row in rows] for rows in (train_rows, valid_rows))
+    _show_example(encoder, train_set)
+
+    if args.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    write_json(folder / "settings.json", settings)
+    from ksat.training import TrainSettings, train
+    from ksat.validation import Validation
+
+    pack_tokens = args.pack_tokens or default_pack_tokens(device.kind)
+    validation = Validation(
+        model,
+        valid_rows,
+        valid_set,
+        folder=folder,
+        score_by=settings["score_by"],
+        pack_tokens=pack_tokens,
+        patience=settings["patience"],
+    )
+    validation.control()
+    names = ("epochs", "lr", "questions_per_step", "schedule", "warmup", "weight_decay", "seed", "report_to")
+    loop = TrainSettings(**{name: settings[name] for name in names}, pack_tokens=pack_tokens, scale=validation.scale)
+    if not validation.has_stopped:
+        train(model, train_set, loop, folder=folder / "trainer", after_epoch=validation.after_epoch)
+    validation.warn_if_control_is_better()
+    _finish(folder, settings, validation, engine=engine, dtype=dtype)
+
+
+def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the run that --resume goes on with, {} for a new run."""
+    if not args.resume:
+        return {}
+    from ksat.runs import read_json
+
+    if not args.run or args.overwrite:
+        raise InputError("--resume: name the interrupted run with --run, and leave --overwrite out")
+    folder = CHECKPOINTS / args.run
+    if (folder / "run.json").exists():
+        raise InputError(f"--resume: {folder} is finished; score with python inference.py --ckpt {folder}")
+    if not (folder / "settings.json").exists():
+        started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("*/settings.json"))) or "none"
+        raise InputError(f"--resume: {folder} was never started; runs there: {started}")
+    return read_json(folder / "settings.json")
+
+
+def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[list[Path], bool]:
+    if stored and not args.train:
+        args.train = [entry["file"] for entry in stored["data"]]
+    first, is_sample = data_file(args.train[0] if args.train else None, "--train", Path("data/train.csv"))
+    return [first, *map(Path, (args.train or [])[1:])], is_sample
+
+
+def _resolve(
+    args: argparse.Namespace, stored: dict[str, Any], files: list[Path], device: "Device", are_samples: bool
+) -> dict[str, Any]:
+    """Every setting of the run: what was given, else the resumed run's, else the default for its base.
+
+    Raises:
+        InputError: a flag contradicts the run that is resumed.
+    """
+    from ksat.models import choose_base, default_quantization, is_embedded
+    from ksat.prompts import DEFAULT_TEMPLATES, read_template
+    from ksat.runs import file_sha256
+
+    settings: dict[str, Any] = {"base": args.base or stored.get("base")}
+    if settings["base"] is None:
+        settings["base"], why = choose_base(device, samples=are_samples)
+        print(f"base: {settings['base']}, {why}")
+    small = is_embedded(settings["base"])
+    defaults = DEFAULTS | (EMBEDDED_DEFAULTS if small else {})
+    defaults["quantization"] = default_quantization(settings["base"], device)
+    for name, default in defaults.items():
+        given = getattr(args, name)
+        settings[name] = given if given is not None else stored.get(name, default)
+    if settings["alpha"] is None:
+        settings["alpha"] = 2.0 * (settings["rank"] ** 0.5 if settings["rslora"] else settings["rank"])
+    score_by = settings["score_by"]
+    template = read_template(settings["prompt"], score_by) if settings["prompt"] else DEFAULT_TEMPLATES[score_by]
+    settings["template"] = template.to_dict()
+    settings["data"] = [{"file": str(path), "sha256": file_sha256(path)} for path in files]
+    _check_ranges(settings)
+    for name in stored:
+        if settings.get(name) != stored[name]:
+            raise InputError(
+                f"--resume: {name.replace('_', '-')} is {settings.get(name)!r}, the interrupted run has {stored[name]!r}; "
+                "leave the flag out, or start another --run"
+            )
+    return settings
+
+
+def _check_ranges(settings: dict[str, Any]) -> None:
+    rules = {
+        "lr": (0 < settings["lr"] <= 1, "above 0, at most 1"),
+        "dropout": (0 <= settings["dropout"] < 1, "0 to 1"),
+        "warmup": (0 <= settings["warmup"] < 1, "0 to 1"),
+        "weight_decay": (settings["weight_decay"] >= 0, "0 or more"),
+        "alpha": (settings["alpha"] > 0, "above 0"),
+        "valid_fraction": (0 <= settings["valid_fraction"] <= 0.5, "0 (train on every row) to 0.5"),
+    }
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise InputError(f"--{name.replace('_', '-')} {settings[name]}: expected {expected}")
+
+
+def _split(
+    tables: "list[tuple[Path, list[Question]]]", settings: dict[str, Any]
+) -> "tuple[list[Question], list[Question]]":
+    """Training and validation rows. A validation row's passage is kept out of the training rows of every file."""
+    from ksat.errors import bad_rows
+    from ksat.questions import passage_key, split_validation
+
+    (_, first), *others = tables
+    seen = {question.id for question in first}
+    for path, extra in others:
+        if doubled := [(question.id, "") for question in extra if question.id in seen]:
+            raise bad_rows(path, "have an id that another --train file has", doubled, "make the ids differ")
+        seen |= {question.id for question in extra}
+    train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
+    valid_rows = [first[i] for i in valid_index]
+    held_out = {passage_key(question) for question in valid_rows}
+    added = [question for _, extra in others for question in extra]
+    kept = [question for question in added if passage_key(question) not in held_out]
+    if len(kept) < len(added):
+        print(f"{len(added) - len(kept)} rows of other files share a passage with a validation row and are left out")
+    train_rows = [first[i] for i in train_index] + kept
+    return train_rows[: settings["limit"]], valid_rows[: settings["limit"]]
+
+
+def _run_folder(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
+    """checkpoints/<run>; a fresh name unless --run is given.
+
+    Raises:
+        InputError: the name is a path, or the folder exists without --resume or --overwrite.
+    """
+    if args.run is None:
+        base = settings["base"].rstrip("/").rsplit("/", 1)[-1]
+        stem = f"{base}-{settings['score_by']}-r{settings['rank']}-lr{settings['lr']:g}-e{settings['epochs']}-s{settings['seed']}"
+        names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
+        return next(CHECKPOINTS / name for name in names if not (CHECKPOINTS / name).exists())
+    if Path(args.run).name != args.run or args.run in (".", ".."):
+        raise InputError(f"--run {args.run!r}: expected a name without slashes; runs are folders in checkpoints/")
+    folder: Path = CHECKPOINTS / args.run
+    if folder.exists() and not (args.resume or args.overwrite):
+        remedy = (
+            "choose another --run or --overwrite"
+            if (folder / "run.json").exists()
+            else "--resume goes on, --overwrite starts anew"
+        )
+        raise InputError(f"--run {args.run}: {folder} exists; {remedy}")
+    return folder
+
+
+def _announce(
+    settings: dict[str, Any],
+    device: "Device",
+    args: argparse.Namespace,
+    train_rows: "list[Question]",
+    valid_rows: "list[Question]",
+) -> None:
+    """Says what is about to happen, and about how long it takes, before anything is downloaded."""
+    from ksat.models import choose_dtype, choose_engine, cost
+
+    print(
+        f"device: {device.name}; engine {choose_engine(args.engine, device)}, {choose_dtype(args.dtype, device)}, weights {settings['quantization']}"
+    )
+    print(
+        f"questions: {len(train_rows)} to train on, {len(valid_rows)} to validate on, scored by {settings['score_by']}"
+    )
+    print(
+        f"LoRA: rank {settings['rank']}, alpha {settings['alpha']:g}, rsLoRA {'on' if settings['rslora'] else 'off'}; lr {settings['lr']:g} "
+        f"{settings['schedule']}, {settings['epochs']} epochs, {settings['questions_per_step']} questions a step"
+    )
+    characters = sum(
+        len(q.passage) + len(q.question) + len(q.question_plus) + sum(map(len, q.choices)) + 80 for q in train_rows
+    )
+    print(f"cost: {cost(settings['base'], device, num_characters=characters * settings['epochs'])}", flush=True)
+
+
+def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
+    """Prints the first training prompt, decoded from its ids, with what is supervised in ⟦⟧; and what was cut."""
+    example = encoded[0]
+    decode = encoder.tokenizer.decode
+    answer = example.answer_index or 0
+    print(
+        f"\n--- {example.id}: {len(example.prompt_ids)} tokens; ⟦the right choice⟧, against which the others compete ---"
+    )
+    print(f"{decode(list(example.prompt_ids))}⟦{decode(list(example.continuations[answer]))}⟧")
+    print(
+        "--- others: "
+        + " ".join(f"⟦{decode(list(ids))}⟧" for i, ids in enumerate(example.continuations) if i != answer)
+    )
+    if cut := [e for e in encoded if e.num_cut_characters]:
+        print(
+            f"{len(cut)} of {len(encoded)} prompts exceed --max-tokens {encoder.max_tokens} and lose the middle of their passage"
+        )
+
+
+def _finish(folder: Path, settings: dict[str, Any], validation: Any, *, engine: str, dtype: str) -> None:
+    """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
+    from ksat.models import peak_memory_gib
+    from ksat.runs import (
+        ADAPTER_FILE,
+        ADAPTER_FOLDER,
+        Run,
+        file_sha256,
+        library_versions,
+        read_json,
+        write_json,
+        write_run,
+    )
+
+    adapter, best = folder / ADAPTER_FOLDER, folder / f"epoch-{validation.best_epoch}"
+    shutil.rmtree(adapter, ignore_errors=True)
+    shutil.copytree(best, adapter)
+    if (adapter / "validation.probs.csv").exists():
+        (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
+    config = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": settings["base"]})
+    write_json(folder / "metrics.json", validation.progress | {"peak_memory_gib": round(peak_memory_gib(), 2)})
+    if (log := folder / "trainer" / "log.jsonl").exists():
+        shutil.copy(log, folder / "log.jsonl")
+    run = Run(
+        base=settings["base"],
+        score_by=settings["score_by"],
+        template=settings["template"],
+        max_tokens=settings["max_tokens"],
+        scale=validation.scale,
+        quantization=settings["quantization"],
+        adapter_sha256=file_sha256(adapter / ADAPTER_FILE),
+        settings=settings | {"engine": engine, "dtype": dtype, "best_epoch": validation.best_epoch},
+        data=settings["data"],
+        versions=library_versions(),
+    )
+    write_run(folder, run)
+    shutil.rmtree(best)
+    shutil.rmtree(folder / "trainer")
+    (folder / "progress.json").unlink()
+    print(f"wrote {folder}: adapter of epoch {validation.best_epoch}; score with: python inference.py --ckpt {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
