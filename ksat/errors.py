@@ -33,6 +33,6 @@ def exit_code(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; inference goes on with the same command, training with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_DONE

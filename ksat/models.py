@@ -5,6 +5,7 @@ be imported before transformers, and --help must not wait for either.
 """
 
 import contextlib
+import logging
 import os
 import resource
 from collections.abc import Iterator
@@ -179,6 +180,8 @@ def import_engine(engine: Engine) -> None:
     # A library that phones home during an exam is a surprise; users can set these themselves.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Its warning that a CPU kernel of a hub is missing concerns nobody here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if engine == "unsloth":
         import unsloth  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
 
@@ -423,7 +426,8 @@ def _load_unsloth(settings: LoadSettings) -> Any:
         base_path(settings.base),
         max_seq_length=settings.max_tokens,
         dtype=getattr(torch, settings.dtype),
-        load_in_4bit=settings.nf4,
+        # With False it would strip -bnb-4bit from the name and load the sibling.
+        load_in_4bit=settings.nf4 or settings.base.endswith("-bnb-4bit"),
         trust_remote_code=settings.trust_remote_code,
     )
     return model
@@ -451,11 +455,10 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
             random_state=seed,
             **shared,
         )
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if getattr(model, "is_loaded_in_4bit", False) and on_cuda:
-        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif on_cuda:
+    if on_cuda:
+        # Not peft's prepare_model_for_kbit_training: it casts embedding and head to fp32, 2.9 GiB more on the 32B.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **shared))

@@ -119,7 +119,7 @@ class ChoiceTrainer(SFTTrainer):
 
 def _trainer_arguments(model: LanguageModel, settings: TrainSettings, folder: Path) -> SFTConfig:
     on_cpu = model.device.type == "cpu"
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=settings.questions_per_step,
         num_train_epochs=settings.epochs,
@@ -148,6 +148,9 @@ def _trainer_arguments(model: LanguageModel, settings: TrainSettings, folder: Pa
         report_to=settings.report_to,
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # with several GPUs in sight the Trainer would take n_gpu times the questions a step
+    return arguments
 
 
 class RunCallback(TrainerCallback):
@@ -236,7 +239,14 @@ def train(
     for path in folder.glob("checkpoint-*"):
         if not (path / _COMPLETE).exists():
             shutil.rmtree(path)
-    trainer = ChoiceTrainer(model, questions, settings, folder)
+    try:
+        trainer = ChoiceTrainer(model, questions, settings, folder)
+    except (ImportError, RuntimeError, ValueError) as error:
+        if settings.report_to == "none":
+            raise
+        raise InputError(
+            f"--report-to {settings.report_to}: {str(error).splitlines()[0]}; install it, or leave the flag out"
+        ) from error
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(settings, len(questions), folder / "log.jsonl", after_epoch))
     if checkpoint is not None:
