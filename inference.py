@@ -15,7 +15,7 @@ from ksat.flags import add_engine_flags, data_file, default_pack_tokens, positiv
 
 if TYPE_CHECKING:
     from ksat.models import Device
-    from ksat.predictions import Predictions
+    from ksat.predictions import IntArray, Predictions
     from ksat.questions import Question
 
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     """Scores one test file with one model."""
     args = build_parser().parse_args(argv)
     from ksat.models import find_device
-    from ksat.predictions import output_paths, read_answers
+    from ksat.predictions import output_paths
     from ksat.questions import read_questions
 
     test, _ = data_file(args.test, "--test", Path("data/test.csv"))
@@ -72,12 +72,31 @@ def main(argv: list[str] | None = None) -> None:
     setup = _setup(args, device)
     paths = output_paths(args.out or _default_name(args), args.overwrite)
     questions = read_questions(test)[: args.limit]
-    labelled = {question.id: question.answer for question in questions if question.answer is not None}
-    gold = read_answers(args.answers) if args.answers else labelled
+    gold = _gold(args, test, questions)
     predictions, report = _score(args, setup, device, test, questions, paths[0])
     _write(paths, predictions, report)
-    if gold:
-        _print_metrics(predictions, questions, gold, args.answers or test)
+    if gold is not None:
+        _print_metrics(predictions, questions, gold)
+
+
+def _gold(args: argparse.Namespace, test: Path, questions: "list[Question]") -> "IntArray | None":
+    """(N,) the gold answers, None where they are not all known; read before hours of scoring, not after them.
+
+    Raises:
+        InputError: --answers does not cover the questions, or fits other ones.
+    """
+    import numpy as np
+
+    from ksat.predictions import Predictions, align_answers, read_answers
+    from ksat.questions import MAX_CHOICES
+
+    labelled = {question.id: question.answer for question in questions if question.answer is not None}
+    if not args.answers and len(labelled) < len(questions):
+        return None
+    counts = np.array([[question.num_choices] for question in questions])
+    uniform = np.where(np.arange(MAX_CHOICES) < counts, 1 / counts, np.nan)
+    gold = read_answers(args.answers) if args.answers else labelled
+    return align_answers(Predictions(tuple(question.id for question in questions), uniform), gold, args.answers or test)
 
 
 def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
@@ -144,7 +163,6 @@ def _score(
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
         "device": device.name, "pack_tokens": pack_tokens, "versions": library_versions(),
     }  # fmt: skip
-    journal = Journal(probs_path.with_name(f".{probs_path.name}.partial"), report)
     nf4 = setup["quantization"] == "nf4"
     settings = models.LoadSettings(
         setup["base"], engine, device, dtype, nf4, setup["max_tokens"], args.trust_remote_code
@@ -159,6 +177,7 @@ def _score(
         num_shots=setup["shots"],
     )
     encoded = [encoder.encode(question) for question in questions]
+    journal = Journal(probs_path.with_name(f".{probs_path.name}.partial"), report)  # the first thing that is written
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
         "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),
@@ -196,17 +215,12 @@ def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[st
     print(f"wrote {probs_path} and {submission_path}: {len(predictions.ids)} questions")
 
 
-def _print_metrics(
-    predictions: "Predictions", questions: "list[Question]", gold: dict[str, int], path: Path | str
-) -> None:
+def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold: "IntArray") -> None:
     from ksat.metrics import compute_metrics, format_table, random_baseline
-    from ksat.predictions import align_answers
     from ksat.questions import passage_key
 
-    answers = align_answers(predictions, gold, path)
-    metrics = compute_metrics(predictions.probs, answers, [passage_key(question) for question in questions])
-    baseline = random_baseline(predictions.num_choices, answers)
-    print(format_table([("uniform guess", baseline), ("this model", metrics)]))
+    metrics = compute_metrics(predictions.probs, gold, [passage_key(question) for question in questions])
+    print(format_table([("uniform guess", random_baseline(predictions.num_choices, gold)), ("this model", metrics)]))
 
 
 if __name__ == "__main__":

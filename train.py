@@ -7,6 +7,7 @@ python train.py --run all --valid-fraction 0         # refits on every row
 """
 
 import argparse
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -157,11 +158,13 @@ def _train(
     train_set, valid_set = ([encoder.encode(row) for row in rows] for rows in (train_rows, valid_rows))
     _show_example(encoder, train_set)
 
+    from ksat.training import TrainSettings, check_logger, train
+    from ksat.validation import Validation
+
+    check_logger(settings["report_to"])
     if args.overwrite and folder.exists():
         shutil.rmtree(folder)
     write_json(folder / "settings.json", settings)
-    from ksat.training import TrainSettings, train
-    from ksat.validation import Validation
 
     pack_tokens = args.pack_tokens or default_pack_tokens(device.kind)
     validation = Validation(
@@ -249,8 +252,9 @@ def _check_ranges(settings: dict[str, Any]) -> None:
         "lr": (0 < settings["lr"] <= 1, "above 0, at most 1"),
         "dropout": (0 <= settings["dropout"] < 1, "0 to 1"),
         "warmup": (0 <= settings["warmup"] < 1, "0 to 1"),
-        "weight_decay": (settings["weight_decay"] >= 0, "0 or more"),
-        "alpha": (settings["alpha"] > 0, "above 0"),
+        "weight_decay": (0 <= settings["weight_decay"] < math.inf, "0 or more"),
+        "alpha": (0 < settings["alpha"] < math.inf, "above 0"),
+        "seed": (0 <= settings["seed"] < 2**32, f"0 to {2**32 - 1}"),
         "valid_fraction": (0 <= settings["valid_fraction"] <= 0.5, "0 (train on every row) to 0.5"),
     }
     for name, (holds, expected) in rules.items():
@@ -367,7 +371,10 @@ def _finish(folder: Path, settings: dict[str, Any], validation: Any, *, engine: 
 
     adapter, best = folder / ADAPTER_FOLDER, folder / f"epoch-{validation.best_epoch}"
     shutil.rmtree(adapter, ignore_errors=True)
-    shutil.copytree(best, adapter)
+    try:
+        shutil.copytree(best, adapter)
+    except OSError as error:
+        raise InputError(f"{adapter}: can't be written ({error}); free space, then --resume") from error
     if (adapter / "validation.probs.csv").exists():
         (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
     config = read_json(adapter / "adapter_config.json")

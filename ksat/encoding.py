@@ -156,7 +156,7 @@ def _plain(messages: Sequence[Message], before_answer: str) -> str:
     text = ""
     for message in messages:
         if message["role"] == "assistant":
-            text += before_answer + message["content"]
+            text += ("" if text[-1:].isspace() else before_answer) + message["content"]
         else:
             text += ("\n\n" if text else "") + message["content"]
     return text

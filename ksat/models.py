@@ -341,13 +341,17 @@ def _clear_load_errors(base: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = lines[0] if lines else type(error).__name__
+        text = _first_line(error)
         if "trust_remote_code" in str(error):
             text = "it brings its own Python code; read it, then pass --trust-remote-code if you want to run it"
         raise InputError(
-            f"--base {base}: can't be loaded ({text[:300]}); expected a hub name, a local folder or 'embedded'"
+            f"--base {base}: can't be loaded ({text}); expected a hub name, a local folder or 'embedded'"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
@@ -377,7 +381,7 @@ def load(
         seed: of the fresh LoRA's weights.
 
     Raises:
-        InputError: the base can't be found or loaded.
+        InputError: the base can't be found or loaded, or the adapter is not one for it.
     """
     import_engine(settings.engine)
     tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
@@ -388,7 +392,12 @@ def load(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        try:
+            model = PeftModel.from_pretrained(model, adapter)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{adapter}: does not fit --base {settings.base} ({_first_line(error)}); is the base the one it was trained on?"
+            ) from error
     model.eval()
     return LanguageModel(model, tokenizer, engine=settings.engine, dtype=settings.dtype)
 

@@ -14,7 +14,7 @@ Message = dict[str, str]
 
 FIELDS = ("passage", "question", "question_plus", "choices", "labels")
 _FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
-_ANY_FIELD = re.compile(r"\{([A-Za-z_]+)\}")
+_ANY_FIELD = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ def read_template(path: Path | str, score_by: ScoreBy) -> PromptTemplate:
         raise InputError(f"--prompt {path}: no such file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--prompt {path}: not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"--prompt {path}: can't be read ({error.strerror or error}); expected a text file") from error
     pieces = re.split(r"(?m)^\[(system|user)\][ \t]*\n?", text)
     parts = {name: body.strip("\n") for name, body in zip(pieces[1::2], pieces[2::2], strict=True)}
     if "user" not in parts or pieces[0].strip():
@@ -121,13 +123,13 @@ def build_messages(
         shots: labelled questions put before it, each a user and an assistant turn.
         passage: replaces the row's passage (when it was cut).
     """
+    text = question.passage if passage is None else passage
     messages: list[Message] = []
     if template.system:
-        messages.append({"role": "system", "content": fill(template.system, question, question.passage)})
+        messages.append({"role": "system", "content": fill(template.system, question, text)})
     for shot in shots:
         messages.append({"role": "user", "content": fill(template.user, shot, shot.passage)})
         messages.append({"role": "assistant", "content": continuations(shot, score_by)[shot.answer_index]})
-    text = question.passage if passage is None else passage
     messages.append({"role": "user", "content": fill(template.user, question, text)})
     return messages
 

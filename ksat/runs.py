@@ -143,6 +143,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(
             f"{adapter}: cut or changed (sha256 {found[:12]}…, run.json says {run.adapter_sha256[:12]}…); copy it again or train again"
         )
+    read_json(adapter.with_name("adapter_config.json"))  # where it is missing, peft would ask the hub for it
     return run
 
 

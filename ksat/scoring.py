@@ -1,5 +1,6 @@
 """Encoded questions -> the score and the probability of every choice, in the order in which they came."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,12 @@ from ksat.packing import build_pack, plan_packs
 from ksat.questions import MAX_CHOICES
 
 FloatArray = NDArray[np.float64]
+
+
+def progress_bar(label: str, num_questions: int, num_done: int) -> "tqdm[None]":
+    """A bar on stderr with questions a second and the time left; in a log file a line every half minute."""
+    pause = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=num_questions, initial=num_done, desc=label, unit="question", mininterval=pause, smoothing=0.1)
 
 
 def choice_probs(scores: FloatArray, scale: float) -> FloatArray:
@@ -52,7 +59,7 @@ def score_questions(
     model.model.eval()
     by_id = {row_id: list(scores) for row_id, scores in (done or {}).items()}
     waiting = plan_packs(questions, pack_tokens)
-    bar = tqdm(total=len(questions), desc=progress, unit="question", initial=sum(q.id in by_id for q in questions))
+    bar = progress_bar(progress, len(questions), sum(question.id in by_id for question in questions))
     while waiting:
         rows = waiting.pop(0)
         # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.

@@ -2,6 +2,7 @@
 questions, split into as few packs as the token budget allows. Import it after models.import_engine."""
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm import tqdm
+from safetensors import SafetensorError
 from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -22,6 +24,7 @@ from ksat.errors import InputError
 from ksat.models import LanguageModel, peak_memory_gib
 from ksat.packing import Pack, build_pack, plan_packs
 from ksat.runs import write_text
+from ksat.scoring import progress_bar
 
 SECONDS_BETWEEN_SAVES = 300.0
 _COMPLETE = "complete"  # marks a trainer checkpoint whose files are all written
@@ -76,7 +79,7 @@ class ChoiceTrainer(SFTTrainer):
         self.language_model, self.questions, self.settings = model, questions, settings
         super().__init__(
             model=model.model,
-            args=_trainer_arguments(model, settings, folder),
+            args=_trainer_arguments(model, settings, folder, num_questions=len(questions)),
             train_dataset=Dataset.from_dict({"row": list(range(len(questions)))}),
             data_collator=lambda batch: {"rows": torch.tensor([item["row"] for item in batch])},
             processing_class=model.tokenizer,
@@ -117,15 +120,17 @@ class ChoiceTrainer(SFTTrainer):
         """Nothing: run.json describes a run."""
 
 
-def _trainer_arguments(model: LanguageModel, settings: TrainSettings, folder: Path) -> SFTConfig:
+def _trainer_arguments(model: LanguageModel, settings: TrainSettings, folder: Path, *, num_questions: int) -> SFTConfig:
     on_cpu = model.device.type == "cpu"
+    num_steps = settings.epochs * -(-num_questions // settings.questions_per_step)
     arguments = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=settings.questions_per_step,
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr,
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=settings.warmup,
+        # Rounded down: as a share it is rounded up, and the first of few steps would run at rate 0.
+        warmup_steps=int(settings.warmup * num_steps),
         weight_decay=settings.weight_decay,
         optim="adamw_torch" if on_cpu else "adamw_8bit",
         seed=settings.seed,
@@ -171,13 +176,7 @@ class RunCallback(TrainerCallback):
         per_epoch = -(-self.num_questions // self.settings.questions_per_step)
         epochs_done, steps = divmod(state.global_step, per_epoch)
         done = epochs_done * self.num_questions + steps * self.settings.questions_per_step
-        self.bar = tqdm(
-            total=self.settings.epochs * self.num_questions,
-            initial=done,
-            desc="training",
-            unit="question",
-            smoothing=0.1,
-        )
+        self.bar = progress_bar("training", self.settings.epochs * self.num_questions, done)
         self.per_epoch, self.last_save = per_epoch, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -192,7 +191,9 @@ class RunCallback(TrainerCallback):
         with self.log_path.open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         if "loss" in logs:
-            self.bar.set_postfix({"loss": f"{logs['loss']:.3f}", "memory": f"{peak_memory_gib():.1f} GiB"})
+            self.bar.set_postfix(
+                {"loss": f"{logs['loss']:.3f}", "memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False
+            )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.after_epoch(round(state.global_step / self.per_epoch)):
@@ -211,6 +212,18 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest trainer checkpoint that was written to its end, by step number; None if there is none."""
     complete = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def check_logger(name: str) -> None:
+    """Raises InputError unless `name` is "none" or a logger that transformers knows and that is installed."""
+    if name == "none":
+        return
+    try:
+        for callback in get_reporting_integration_callbacks([name]):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--report-to {name}: {reason}; install it, or leave the flag out") from error
 
 
 def train(
@@ -239,14 +252,7 @@ def train(
     for path in folder.glob("checkpoint-*"):
         if not (path / _COMPLETE).exists():
             shutil.rmtree(path)
-    try:
-        trainer = ChoiceTrainer(model, questions, settings, folder)
-    except (ImportError, RuntimeError, ValueError) as error:
-        if settings.report_to == "none":
-            raise
-        raise InputError(
-            f"--report-to {settings.report_to}: {str(error).splitlines()[0]}; install it, or leave the flag out"
-        ) from error
+    trainer = ChoiceTrainer(model, questions, settings, folder)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(settings, len(questions), folder / "log.jsonl", after_epoch))
     if checkpoint is not None:
@@ -258,5 +264,10 @@ def train(
             f"out of memory with --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower --pack-tokens or "
             "--max-tokens, then --resume"
         ) from error
-    except OSError as error:
-        raise InputError(f"{folder}: can't be written ({error}); free space, then --resume") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its archive writer.
+        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
+        raise InputError(
+            f"{folder}: can't be written ({str(error).splitlines()[0]}); free space, then --resume"
+        ) from error

@@ -1,0 +1,312 @@
+"""Bases: which one is taken, what can't be loaded, and scores that are the plain model's own, for every family."""
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from tiny import FAMILIES, WINDOW, base_folder, encode, load_base, make_questions
+
+from ksat.encoding import EncodedQuestion
+from ksat.errors import InputError
+from ksat.models import (
+    Device,
+    Engine,
+    LanguageModel,
+    choose_base,
+    choose_dtype,
+    choose_engine,
+    cost,
+    default_quantization,
+    find_device,
+)
+from ksat.packing import build_pack
+
+CPU = Device("cpu", "2 CPU cores", (0, 0), 0.0)
+V100 = Device("cuda", "Tesla V100", (7, 0), 31.7)
+T4 = Device("cuda", "Tesla T4", (7, 5), 14.6)
+H100 = Device("cuda", "H100", (9, 0), 79.2)
+SMALL = Device("cuda", "small", (8, 6), 5.8)
+
+
+@pytest.mark.parametrize(
+    ("device", "samples", "base"),
+    [
+        (H100, False, "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"),
+        (V100, False, "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"),
+        (T4, False, "unsloth/Qwen2.5-14B-bnb-4bit"),
+        (SMALL, False, "embedded"),
+        (CPU, False, "embedded"),
+        (H100, True, "embedded"),
+        (CPU, True, "embedded"),
+    ],
+)
+def test_the_largest_known_base_that_fits_is_taken_but_never_for_samples(
+    device: Device, samples: bool, base: str
+) -> None:
+    assert choose_base(device, samples=samples)[0] == base
+
+
+def test_the_choice_of_a_base_is_explained() -> None:
+    assert "the sample questions" in choose_base(H100, samples=True)[1]
+    assert "there is no GPU" in choose_base(CPU, samples=False)[1]
+    assert "fits Tesla V100" in choose_base(V100, samples=False)[1]
+    assert "small has 5.8 GiB; the smallest known base needs" in choose_base(SMALL, samples=False)[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype"),
+    [
+        ("auto", CPU, "float32"),
+        ("auto", V100, "float16"),
+        ("auto", T4, "float16"),
+        ("auto", SMALL, "bfloat16"),
+        ("auto", H100, "bfloat16"),
+        ("float32", H100, "float32"),
+        ("bfloat16", V100, "bfloat16"),
+    ],
+)
+def test_dtype_follows_from_the_capability_unless_it_is_given(asked: str, device: Device, dtype: str) -> None:
+    assert choose_dtype(asked, device) == dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "installed", "engine"),
+    [
+        ("auto", H100, True, "unsloth"),
+        ("auto", H100, False, "transformers"),
+        ("auto", CPU, True, "transformers"),
+        ("unsloth", CPU, True, "unsloth"),
+        ("transformers", H100, True, "transformers"),
+    ],
+)
+def test_engine(monkeypatch: pytest.MonkeyPatch, asked: str, device: Device, installed: bool, engine: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert choose_engine(asked, device) == engine
+
+
+def test_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--engine unsloth: the package is not installed; run make setup"):
+        choose_engine("unsloth", H100)
+
+
+def test_weights_are_quantised_where_they_fill_a_gpu() -> None:
+    assert default_quantization("unsloth/Qwen2.5-32B-Instruct-bnb-4bit", V100) == "nf4"
+    assert default_quantization("embedded", V100) == "none"
+    assert default_quantization("any", CPU) == "none"
+
+
+def test_cost() -> None:
+    big = "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"
+    # 2,031 rows of about 1,100 characters, two epochs: the 2-3 h on a V100 that teams report, within a factor of two.
+    assert cost(big, V100, num_characters=2 * 2031 * 1100) == "download 18 GiB unless cached; training about 3.2 h (rough)"
+    assert "training about 0.4 h" in cost(big, H100, num_characters=2 * 2031 * 1100)
+    assert cost("embedded", CPU, num_characters=110 * 60 * 10) == "nothing to download; training about 6 minutes"
+    assert cost("embedded", CPU, num_characters=1) == "nothing to download; training about 1 minutes"
+    assert "not known" in cost("someone/else", V100, num_characters=1)
+
+
+def test_cuda_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: torch sees no CUDA GPU; check nvidia-smi"):
+        find_device("cuda")
+    assert find_device("auto").kind == find_device("cpu").kind == "cpu"
+
+
+def copy_of_base(folder: Path) -> Path:
+    return Path(shutil.copytree(base_folder(), folder / "base"))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def cut_config(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text()[:100])
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def pickled_weights(folder: Path) -> None:
+    no_weights(folder)
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def unknown_family(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"qwen2"', '"nobody-knows"'))
+
+
+def own_code(folder: Path) -> None:
+    """As EXAONE 3.0 comes: a family of its own, whose Python code lies beside the weights."""
+    unknown_family(folder)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"auto_map": {"AutoConfig": "own.Config"},', 1))
+    (folder / "own.py").write_text("open('ran', 'w').write('')\n")
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (no_config, r"the folder has no config.json; expected a model in the Hugging Face layout"),
+        (cut_config, r"can't be loaded \(.*config.json.* is not a valid JSON file"),
+        (no_weights, r"can't be loaded \(.*no file named model.safetensors"),
+        (cut_weights, r"can't be loaded \("),
+        (pickled_weights, r"can't be loaded \(.*model.safetensors"),
+        (unknown_family, r"can't be loaded \(.*nobody-knows"),
+        (own_code, r"can't be loaded \(it brings its own Python code; read it, then pass --trust-remote-code"),
+        (no_tokenizer, r"can't be loaded \("),
+    ],
+)
+def test_bases_that_can_t_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, match: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copy_of_base(tmp_path)
+    damage(folder)
+    with pytest.raises(InputError, match=match) as caught:
+        load_base(folder)
+    assert str(caught.value).startswith(f"--base {folder}: ")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_unknown_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"--base nowhere/nothing: can't be loaded .*expected a hub name, a local folder"):
+        load_base(Path("nowhere/nothing"))
+
+
+def plain_scores(model: LanguageModel, question: EncodedQuestion) -> list[float]:
+    """The definition: each prompt with one choice behind it, alone, through the model's own forward with all logits."""
+    scores = []
+    for continuation, divisor in zip(question.continuations, question.divisors, strict=True):
+        ids = torch.tensor([[*question.prompt_ids, *continuation]])
+        with torch.no_grad():
+            log_probs = model.model(input_ids=ids).logits[0].double().log_softmax(dim=-1)
+        first = len(question.prompt_ids) - 1
+        score = sum(log_probs[first + i, token].item() for i, token in enumerate(continuation))
+        scores.append(score / divisor)
+    return scores
+
+
+def packed_scores(model: LanguageModel, questions: Sequence[EncodedQuestion]) -> list[list[float]]:
+    with torch.no_grad():
+        scores = model.choice_scores(build_pack(questions, range(len(questions)))).tolist()
+    return [row[: len(q.continuations)] for row, q in zip(scores, questions, strict=True)]
+
+
+@pytest.fixture
+def double_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' eager attention (Gemma 2) rounds its softmax to fp32 even in an fp64 model."""
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim=-1, dtype=None: x.softmax(dim))
+
+
+@pytest.mark.usefixtures("double_softmax")
+@pytest.mark.parametrize("score_by", ["label", "text"])
+@pytest.mark.parametrize("engine", ["transformers", "unsloth"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packs_score_as_each_choice_alone(family: str, engine: Engine, score_by: str) -> None:
+    """Shared prefixes behind a block mask, and padded rows (what Unsloth gets), change nothing."""
+    questions = encode(make_questions(5), score_by)
+    assert all(len(question.prompt_ids) > 2 * WINDOW for question in questions)
+    assert score_by == "label" or max(len(ids) for q in questions for ids in q.continuations) > 3
+    for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-9)):
+        model = load_base(base_folder(family), dtype=dtype)
+        model.engine = engine  # the rows' path is plain transformers code
+        expected = [plain_scores(model, question) for question in questions]
+        for found, row in zip(packed_scores(model, questions), expected, strict=True):
+            assert found == pytest.approx(row, abs=tolerance)
+
+
+def test_choices_that_do_not_exist_are_minus_infinity() -> None:
+    model = load_base(base_folder())
+    questions = encode(make_questions(2), "label")  # four and five choices
+    with torch.no_grad():
+        scores = model.choice_scores(build_pack(questions, [0, 1]))
+    assert scores.shape == (2, 5)
+    assert scores.isneginf().tolist() == [[False] * 4 + [True], [False] * 5]
+
+
+def gradients(model: LanguageModel, questions: Sequence[EncodedQuestion]) -> dict[str, torch.Tensor]:
+    """Of the first question's first score, through the adapter; LoRA's B is moved off 0, so that A has one too."""
+    model.model.train()
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+    model.model.zero_grad()
+    model.choice_scores(build_pack(questions, [0]))[0, 0].backward()
+    return {name: p.grad for name, p in model.model.named_parameters() if p.grad is not None}
+
+
+def test_nf4_gradients_are_those_of_the_same_weights_in_full_precision() -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    questions = encode(make_questions(2), "label")
+    four_bit = load_base(base_folder(hidden_size=64), nf4=True, rank=4)
+    full = load_base(base_folder(hidden_size=64), rank=4)
+    num_quantised = 0
+    for name, module in full.model.named_modules():
+        quantised = four_bit.model.get_submodule(name)
+        if type(quantised).__name__ == "Linear4bit":
+            weight = dequantize_4bit(quantised.weight.data, quantised.weight.quant_state)
+            module.weight.data.copy_(weight)
+            num_quantised += 1
+    assert num_quantised == 14
+    expected = gradients(full, questions)
+    assert len(expected) == 28
+    for name, found in gradients(four_bit, questions).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-3 * expected[name].abs().max().item())
+
+
+def test_nf4_gradients_are_the_same_after_an_evaluation() -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks the weights in evaluation; a backward pass then reads nonsense."""
+    questions = encode(make_questions(4), "label")
+    expected = gradients(load_base(base_folder(hidden_size=64), nf4=True, rank=4), questions)
+    model = load_base(base_folder(hidden_size=64), nf4=True, rank=4)
+    before = packed_scores(model, questions)
+    found = gradients(model, questions)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
+    assert before == packed_scores(load_base(base_folder(hidden_size=64), nf4=True), questions)
+    repacking = [getattr(module, "support_avx512bf16_for_cpu", False) for module in model.model.modules()]
+    assert not any(repacking)
+
+
+def test_a_fresh_lora_changes_nothing_and_follows_its_seed() -> None:
+    questions = encode(make_questions(2), "label")
+    bare, one, same, other = (load_base(base_folder(), rank=rank, seed=seed) for rank, seed in ((0, 0), (4, 1), (4, 1), (4, 2)))
+    assert packed_scores(one, questions) == packed_scores(bare, questions)
+    weights = [dict(model.model.named_parameters()) for model in (one, same, other)]
+    first = next(name for name in weights[0] if "lora_A" in name)
+    assert torch.equal(weights[0][first], weights[1][first])
+    assert not torch.equal(weights[0][first], weights[2][first])
+
+
+def test_a_lora_is_on_all_linear_layers_but_the_head_in_fp32() -> None:
+    for nf4 in (False, True):
+        model = load_base(base_folder(hidden_size=64), nf4=nf4, rank=4)
+        trained = {name: p for name, p in model.model.named_parameters() if p.requires_grad}
+        assert len(trained) == 2 * 7 * 2  # A and B, seven modules, two layers
+        assert all(parameter.dtype == torch.float32 for parameter in trained.values())
+        assert not any("lm_head" in name for name in trained)
