@@ -200,11 +200,16 @@ class LanguageModel:
         self.model, self.tokenizer, self.engine, self.dtype = model, tokenizer, engine, dtype
         self.device = next(model.parameters()).device
         text_config = model.config.get_text_config()
+        layer_types = set(getattr(text_config, "layer_types", None) or [])
+        # Without layer types (Mistral, Phi 3) every layer slides if there is a window.
         self._window: int | None = (
-            text_config.sliding_window
-            if "sliding_attention" in (getattr(text_config, "layer_types", None) or [])
+            getattr(text_config, "sliding_window", None)
+            if not layer_types or "sliding_attention" in layer_types
             else None
         )
+        self._all_slide = not layer_types
+        # A layer that keeps a state or sees chunks (LFM2, Llama 4) can't branch: its choices go as rows of their own.
+        self._shares_prefixes = engine == "transformers" and layer_types <= {"full_attention", "sliding_attention"}
         _keep_nf4_unpacked(model)
 
     def choice_scores(self, pack: Pack) -> "torch.Tensor":
@@ -218,7 +223,7 @@ class LanguageModel:
         with self.autocast():
             logits = (
                 self._shared_logits(pack, positions)
-                if self.engine == "transformers"
+                if self._shares_prefixes
                 else self._row_logits(pack, positions)
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (P, V)
@@ -243,11 +248,13 @@ class LanguageModel:
         """(P, V) logits of these positions of a pack, each prompt computed once, behind a block mask."""
         import torch
 
-        mask = self._additive(visible(pack))
-        attention_mask: Any = mask
+        seen = visible(pack)
+        attention_mask: Any = self._additive(seen)
         if self._window is not None:
-            near = pack.position_ids[:, None] - pack.position_ids[None, :] < self._window
-            attention_mask = {"full_attention": mask, "sliding_attention": self._additive(visible(pack) & near)}
+            near = self._additive(seen & (pack.position_ids[:, None] - pack.position_ids[None, :] < self._window))
+            attention_mask = (
+                near if self._all_slide else {"full_attention": attention_mask, "sliding_attention": near}
+            )
         output = self.model(
             input_ids=torch.from_numpy(pack.token_ids)[None].to(self.device),
             position_ids=torch.from_numpy(pack.position_ids)[None].to(self.device),
@@ -338,9 +345,11 @@ def base_path(base: str) -> str:
 @contextlib.contextmanager
 def _clear_load_errors(base: str) -> Iterator[None]:
     """Turns what the libraries raise for an unknown, unreachable or unsupported base into one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         text = _first_line(error)
         if "trust_remote_code" in str(error):
             text = "it brings its own Python code; read it, then pass --trust-remote-code if you want to run it"
@@ -366,7 +375,10 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
         raise InputError(f"--base {base}: the folder has no config.json; expected a model in the Hugging Face layout")
     with _clear_load_errors(base):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if not tokenizer("1", add_special_tokens=False).input_ids:  # transformers makes up an empty one
+            raise ValueError("it has no tokenizer files")
+        return tokenizer
 
 
 def load(
@@ -433,7 +445,8 @@ def _load_unsloth(settings: LoadSettings) -> Any:
 
     model, _ = FastLanguageModel.from_pretrained(
         base_path(settings.base),
-        max_seq_length=settings.max_tokens,
+        # It cuts what is longer: the limit is the prompt's, and a choice's text stands behind it.
+        max_seq_length=settings.max_tokens + 1024,
         dtype=getattr(torch, settings.dtype),
         # With False it would strip -bnb-4bit from the name and load the sibling.
         load_in_4bit=settings.nf4 or settings.base.endswith("-bnb-4bit"),

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 from fetch_tokenizers import UnreachableError, fetch, folder_of
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure; and a gate gives the same verdict twice.
+settings.register_profile(
+    "ksat", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("ksat")
 
 
 @pytest.fixture(scope="session")

@@ -417,12 +417,7 @@ TEXTS = st.text(st.sampled_from("가나다글ㄱ漢 ,.'\"\n019aZ-%()́😀"), mi
 ENDS = ("답:", "답: ", "답:  ", "답", "(", "0", "1 2", "a", "Answer: ", "\t")
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(choices=st.lists(TEXTS, min_size=2, max_size=5), end=st.sampled_from(ENDS), chat=st.booleans())
 def test_prompt_and_continuation_are_the_tokens_of_the_whole(
     base: Base, choices: list[str], end: str, chat: bool

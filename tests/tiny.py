@@ -20,7 +20,7 @@ from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question
 
 torch.set_num_threads(1)  # two threads are slower on models of this size, and much slower on a busy machine
-FAMILIES = ("qwen2", "qwen3", "llama", "cohere", "cohere2", "gemma2", "gemma3", "exaone4")
+FAMILIES = ("qwen2", "qwen3", "llama", "cohere", "cohere2", "gemma2", "gemma3", "exaone4", "mistral", "lfm2")
 WINDOW = 16  # tokens a sliding-window layer sees: fewer than any prompt here has
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -120,6 +120,8 @@ def make_config(family: str, *, vocab_size: int, hidden_size: int = 32) -> Any:
         "qwen2": ("Qwen2Config", {}),
         "qwen3": ("Qwen3Config", {"head_dim": 8}),
         "llama": ("LlamaConfig", {}),
+        "mistral": ("MistralConfig", {"sliding_window": WINDOW}),  # every layer slides
+        "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32}),
         "cohere": ("CohereConfig", {"logit_scale": 0.25}),
         "cohere2": ("Cohere2Config", {"logit_scale": 0.25, **sliding}),
         "gemma2": ("Gemma2Config", {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0, **gemma}),
