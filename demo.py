@@ -11,12 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ksat.errors import InputError, exit_code
-
-if TYPE_CHECKING:
-    from ksat.metrics import FloatArray
 
 TRAIN, TEST, ANSWERS = "data/sample_train.csv", "data/sample_test.csv", "data/sample_test_answers.csv"
 # 64 questions keep the demo under ten minutes on two cores: a question takes about 2 s to train on and 0.7 s to score.
@@ -71,7 +67,14 @@ def _table() -> str:
     """All rows on the sample test, and paired differences to the untuned base with its scale fitted."""
     import numpy as np
 
-    from ksat.metrics import compute_metrics, format_table, paired_difference, random_baseline
+    from ksat.metrics import (
+        compute_metrics,
+        format_difference,
+        format_table,
+        paired_difference,
+        random_baseline,
+        scaled_probs,
+    )
     from ksat.predictions import align_answers, read_answers, read_probs
     from ksat.questions import passage_key, read_questions
     from ksat.runs import read_run
@@ -84,7 +87,7 @@ def _table() -> str:
     untuned = files["-untuned"]
     answers = align_answers(untuned, read_answers(ANSWERS), ANSWERS)
     scale = read_run(Path("checkpoints/demo-fp32")).scale
-    fitted = _sharpened(untuned.probs, scale)
+    fitted = scaled_probs(untuned.probs, scale)
     tuned = {
         "fine-tuned, full precision": files["-fp32"].probs,
         "fine-tuned, nf4": files["-nf4"].probs,
@@ -103,13 +106,9 @@ def _table() -> str:
         format_table(rows),
         "\nDifference to the fitted untuned base, same questions:",
     ]
-    for name, table in tuned.items():
-        difference = paired_difference(table, fitted, answers, groups)
-        accuracy, log_loss = difference.accuracy, difference.log_loss
-        lines.append(
-            f"  {name}: accuracy {accuracy.value:+.3f} [{accuracy.low:+.3f}, {accuracy.high:+.3f}], "
-            f"log loss {log_loss.value:+.3f} [{log_loss.low:+.3f}, {log_loss.high:+.3f}]"
-        )
+    lines += [
+        format_difference(name, paired_difference(table, fitted, answers, groups)) for name, table in tuned.items()
+    ]
     chance = float(np.mean(1 / untuned.num_choices))
     low = rows[1][1].accuracy.low
     verdict = (
@@ -122,14 +121,6 @@ def _table() -> str:
         "A 270M model is a stand-in: it shows that everything works, not what a 32B reaches. An interval that holds 0 shows no gain."
     )
     return "\n".join(lines)
-
-
-def _sharpened(probs: "FloatArray", scale: float) -> "FloatArray":
-    """(N, 5) probabilities of scale 1 at another scale: p is the softmax of the scores, so p ** scale, renormalised."""
-    import numpy as np
-
-    powered = probs**scale
-    return np.asarray(powered / np.nansum(powered, axis=1, keepdims=True))
 
 
 if __name__ == "__main__":

@@ -263,6 +263,26 @@ def format_table(rows: Sequence[tuple[str, Metrics]]) -> str:
     return "\n".join(lines)
 
 
+def format_difference(name: str, difference: PairedDifference) -> str:
+    """One line: by how much `name` differs, each figure with its 95 % interval."""
+    parts = [
+        f"{label} {estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+        for label, estimate in (("accuracy", difference.accuracy), ("log loss", difference.log_loss))
+    ]
+    return f"  {name}: {', '.join(parts)}"
+
+
+def scaled_probs(probs: FloatArray, scale: float) -> FloatArray:
+    """(N, 5) the probabilities at another scale: a softmax of scores at scale 1, raised to `scale` and renormalised.
+
+    Args:
+        probs: (N, 5) at scale 1, NaN where a choice does not exist.
+        scale: factor on the scores, as fit_scale gives it.
+    """
+    powered = probs**scale
+    return np.asarray(powered / np.nansum(powered, axis=1, keepdims=True))
+
+
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"

@@ -222,9 +222,7 @@ class LanguageModel:
         positions, inverse = np.unique(pack.scored_positions, return_inverse=True)
         with self.autocast():
             logits = (
-                self._shared_logits(pack, positions)
-                if self._shares_prefixes
-                else self._row_logits(pack, positions)
+                self._shared_logits(pack, positions) if self._shares_prefixes else self._row_logits(pack, positions)
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (P, V)
         at, targets, owners = (torch.from_numpy(a).to(logits.device) for a in (inverse, pack.targets, pack.owners))
@@ -252,9 +250,7 @@ class LanguageModel:
         attention_mask: Any = self._additive(seen)
         if self._window is not None:
             near = self._additive(seen & (pack.position_ids[:, None] - pack.position_ids[None, :] < self._window))
-            attention_mask = (
-                near if self._all_slide else {"full_attention": attention_mask, "sliding_attention": near}
-            )
+            attention_mask = near if self._all_slide else {"full_attention": attention_mask, "sliding_attention": near}
         output = self.model(
             input_ids=torch.from_numpy(pack.token_ids)[None].to(self.device),
             position_ids=torch.from_numpy(pack.position_ids)[None].to(self.device),

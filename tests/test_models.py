@@ -104,7 +104,9 @@ def test_weights_are_quantised_where_they_fill_a_gpu() -> None:
 def test_cost() -> None:
     big = "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"
     # 2,031 rows of about 1,100 characters, two epochs: the 2-3 h on a V100 that teams report, within a factor of two.
-    assert cost(big, V100, num_characters=2 * 2031 * 1100) == "download 18 GiB unless cached; training about 3.2 h (rough)"
+    assert (
+        cost(big, V100, num_characters=2 * 2031 * 1100) == "download 18 GiB unless cached; training about 3.2 h (rough)"
+    )
     assert "training about 0.4 h" in cost(big, H100, num_characters=2 * 2031 * 1100)
     assert cost("embedded", CPU, num_characters=110 * 60 * 10) == "nothing to download; training about 6 minutes"
     assert cost("embedded", CPU, num_characters=1) == "nothing to download; training about 1 minutes"
@@ -176,9 +178,7 @@ def no_tokenizer(folder: Path) -> None:
         (no_tokenizer, r"can't be loaded \(it has no tokenizer files\)"),
     ],
 )
-def test_bases_that_can_t_be_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, match: str
-) -> None:
+def test_bases_that_can_t_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, match: str) -> None:
     monkeypatch.chdir(tmp_path)
     folder = copy_of_base(tmp_path)
     damage(folder)
@@ -191,7 +191,9 @@ def test_bases_that_can_t_be_loaded(
 
 def test_unknown_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"--base nowhere/nothing: can't be loaded .*expected a hub name, a local folder"):
+    with pytest.raises(
+        InputError, match=r"--base nowhere/nothing: can't be loaded .*expected a hub name, a local folder"
+    ):
         load_base(Path("nowhere/nothing"))
 
 
@@ -231,7 +233,9 @@ def test_packs_score_as_each_choice_alone(family: str, engine: Engine, score_by:
     assert score_by == "label" or max(len(ids) for q in questions for ids in q.continuations) > 3
     for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-9)):
         model = load_base(base_folder(family), dtype=dtype)
-        model = LanguageModel(model.model, model.tokenizer, engine=engine, dtype=dtype)  # its rows are plain transformers
+        model = LanguageModel(
+            model.model, model.tokenizer, engine=engine, dtype=dtype
+        )  # its rows are plain transformers
         expected = [plain_scores(model, question) for question in questions]
         for found, row in zip(packed_scores(model, questions), expected, strict=True):
             assert found == pytest.approx(row, abs=tolerance)
@@ -295,7 +299,9 @@ def test_nf4_gradients_are_the_same_after_an_evaluation() -> None:
 
 def test_a_fresh_lora_changes_nothing_and_follows_its_seed() -> None:
     questions = encode(make_questions(2), "label")
-    bare, one, same, other = (load_base(base_folder(), rank=rank, seed=seed) for rank, seed in ((0, 0), (4, 1), (4, 1), (4, 2)))
+    bare, one, same, other = (
+        load_base(base_folder(), rank=rank, seed=seed) for rank, seed in ((0, 0), (4, 1), (4, 1), (4, 2))
+    )
     assert packed_scores(one, questions) == packed_scores(bare, questions)
     weights = [dict(model.model.named_parameters()) for model in (one, same, other)]
     first = next(name for name in weights[0] if "lora_A" in name)

@@ -117,7 +117,9 @@ def test_mistake_6_the_fine_tune_is_in_the_prediction(here: Path, tmp_path: Path
     """The run's file scores as the model in memory did when it was trained, and not as its base."""
     run_inference("--ckpt", f"checkpoints/{run}", "--test", "data/train.csv", "--out", str(tmp_path / "tuned"))
     quantization = ("--quantization", "nf4", "--score-by", "text") if run == "small" else ()
-    run_inference("--base", str(base_folder()), *quantization, "--test", "data/train.csv", "--out", str(tmp_path / "base"))
+    run_inference(
+        "--base", str(base_folder()), *quantization, "--test", "data/train.csv", "--out", str(tmp_path / "base")
+    )
     tuned, untuned = read_probs(tmp_path / "tuned.probs.csv"), read_probs(tmp_path / "base.probs.csv")
     in_memory = read_probs(Path("checkpoints", run, "validation.probs.csv"))
     for row_id, probs in in_memory.items():
@@ -129,9 +131,10 @@ def test_mistake_7_every_run_has_its_own_fresh_adapter(here: Path) -> None:
     """A second run in the same process neither goes on with the first one's adapter nor with its random state."""
     run_train("--run", "again", "--epochs", "3")
     assert adapter("again") == adapter("full")
-    assert Path("checkpoints/again/validation.probs.csv").read_bytes() == Path(
-        "checkpoints/full/validation.probs.csv"
-    ).read_bytes()
+    assert (
+        Path("checkpoints/again/validation.probs.csv").read_bytes()
+        == Path("checkpoints/full/validation.probs.csv").read_bytes()
+    )
 
 
 def test_mistake_12_the_best_epoch_is_chosen_by_validation_beside_the_untuned_control(here: Path) -> None:
@@ -212,7 +215,9 @@ def test_shots_stand_before_an_untuned_question_and_change_it(here: Path, tmp_pa
     assert read_probs(tmp_path / "two.probs.csv") != read_probs(tmp_path / "none.probs.csv")
 
 
-def test_another_prompt_is_trained_on_and_inherited(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_prompt_is_trained_on_and_inherited(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("[user]\n물음 {question}\n{choices}\n답 {labels}:\n", encoding="utf-8")
     run_train("--run", "worded", "--prompt", str(prompt), "--epochs", "1", "--limit", "4")

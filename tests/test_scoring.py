@@ -71,9 +71,7 @@ def test_probabilities_by_hand() -> None:
     np.testing.assert_allclose(choice_probs(scores, 2.0)[1], [0.2] * 5)
 
 
-def out_of_memory_above(
-    monkeypatch: pytest.MonkeyPatch, num_tokens: int
-) -> list[int]:
+def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> list[int]:
     """Makes a forward pass of more tokens fail; the returned list takes the size of every pass."""
     score, sizes = LanguageModel.choice_scores, []
 
@@ -107,7 +105,8 @@ def test_a_question_that_alone_does_not_fit_is_named(
     longest = max(questions, key=num_pack_tokens)
     out_of_memory_above(monkeypatch, num_pack_tokens(longest) - 1)
     with pytest.raises(
-        InputError, match=rf"question '{longest.id}': out of memory with this question alone \(\d+ tokens\); lower --max-tokens"
+        InputError,
+        match=rf"question '{longest.id}': out of memory with this question alone \(\d+ tokens\); lower --max-tokens",
     ):
         score_questions(model, questions, pack_tokens=10_000)
 
@@ -135,9 +134,7 @@ def test_what_is_done_is_not_scored_again_and_the_rest_has_the_same_bits(
     whole = score_questions(model, questions, pack_tokens=300, on_scored=calls.append)
     assert len(calls) > 3
     again: list[dict[str, list[float]]] = []
-    resumed = score_questions(
-        model, questions, pack_tokens=300, done={**calls[0], **calls[1]}, on_scored=again.append
-    )
+    resumed = score_questions(model, questions, pack_tokens=300, done={**calls[0], **calls[1]}, on_scored=again.append)
     assert resumed.tobytes() == whole.tobytes()
     assert again == calls[2:]
 

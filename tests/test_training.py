@@ -33,7 +33,9 @@ def run(model: LanguageModel, questions: Sequence[EncodedQuestion], folder: Path
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def answer_losses(model: LanguageModel, questions: Sequence[EncodedQuestion], scale: float = 1.0) -> np.ndarray[Any, Any]:
+def answer_losses(
+    model: LanguageModel, questions: Sequence[EncodedQuestion], scale: float = 1.0
+) -> np.ndarray[Any, Any]:
     """(N,) -log of the probability that inference reports for the right choice."""
     probs = choice_probs(score_questions(model, questions, pack_tokens=600), scale)
     return -np.log(probs[np.arange(len(questions)), [question.answer_index for question in questions]])
@@ -70,7 +72,8 @@ def test_mistake_8_every_question_is_in_the_loss_once_an_epoch(tmp_path: Path, m
     losses = run(model, questions, tmp_path, epochs=2, lr=1e-9)
     assert [len(rows) for rows in steps] == [4, 4, 2, 4, 4, 2]
     ids = sorted(question.id for question in questions)
-    first, second = sum(steps[:3], []), sum(steps[3:], [])
+    first = [row for step in steps[:3] for row in step]
+    second = [row for step in steps[3:] for row in step]
     assert sorted(first) == sorted(second) == ids
     assert first != second
     by_id = dict(zip((q.id for q in questions), answer_losses(model, questions), strict=True))
@@ -156,7 +159,9 @@ def test_a_half_written_checkpoint_is_cleared_away(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_a_score_that_is_not_finite_names_its_question_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_is_not_finite_names_its_question_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = encode(make_questions(4), "label")
     score = LanguageModel.choice_scores
 

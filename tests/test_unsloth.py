@@ -91,9 +91,7 @@ def test_both_engines_score_an_adapter_alike(
     run = f"{base}-{engine}-{score_by}-{quantization}"
     assert read_json(trained / "checkpoints" / run / "run.json")["settings"]["engine"] == engine
     assert read_json(trained / f"out/{run}-by-unsloth.probs.json")["engine"] == "unsloth"
-    assert_close(
-        trained / f"out/{run}-by-unsloth.probs.csv", trained / f"out/{run}-by-transformers.probs.csv", 1e-4
-    )
+    assert_close(trained / f"out/{run}-by-unsloth.probs.csv", trained / f"out/{run}-by-transformers.probs.csv", 1e-4)
 
 
 @pytest.mark.parametrize(("score_by", "quantization"), RUNS)
@@ -108,7 +106,7 @@ def test_both_engines_see_the_same_untuned_base_and_learn(
     control = {engine: values["control"]["log_loss"]["value"] for engine, values in metrics.items()}
     assert control["unsloth"] == pytest.approx(control["transformers"], abs=1e-4)
     for values in metrics.values():  # it was trained at all
-        assert abs(values["epochs"][0]["log_loss"]["value"] - values["control"]["log_loss"]["value"]) > 1e-3
+        assert abs(values["epochs"][0]["log_loss"]["value"] - values["control"]["log_loss"]["value"]) > 1e-5
 
 
 def test_the_embedded_base_runs_with_unsloth(tmp_path: Path) -> None:

@@ -47,7 +47,16 @@ def make_questions(num_questions: int, *, first: int = 0, share_passages: bool =
         passage = f"{who}은(는) {1400 + about}년에 {where}에서 {{새것}}을 만들었다." + " 사람들이 모였다." * (about % 3)
         choices = tuple(f"{_THINGS[(i + k) % 5]}" for k in range(4 + i % 2))
         plus = f"가. {where}의 기록 {i}" if i % 5 == 0 else ""
-        rows.append(Question(f"q-{7 * i % 1000:03}", passage, f"{who}이(가) 만든 것은? ({i})", choices, 1 + i * 3 % len(choices), plus))
+        rows.append(
+            Question(
+                f"q-{7 * i % 1000:03}",
+                passage,
+                f"{who}이(가) 만든 것은? ({i})",
+                choices,
+                1 + i * 3 % len(choices),
+                plus,
+            )
+        )
     return rows
 
 
@@ -148,7 +157,13 @@ def base_folder(family: str = "qwen2", *, chat: bool = True, hidden_size: int = 
 
 
 def load_base(
-    folder: Path, *, dtype: str = "float32", nf4: bool = False, engine: Any = "transformers", rank: int = 0, seed: int = 0
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    nf4: bool = False,
+    engine: Any = "transformers",
+    rank: int = 0,
+    seed: int = 0,
 ) -> Any:
     """The LanguageModel of a folder on the CPU, with a fresh LoRA of this rank if it is above 0."""
     from ksat.models import Device, LoadSettings, LoraSettings, load
