@@ -77,7 +77,7 @@ def _table() -> str:
     )
     from ksat.predictions import align_answers, read_answers, read_probs
     from ksat.questions import passage_key, read_questions
-    from ksat.runs import read_run
+    from ksat.runs import read_json
 
     groups = [passage_key(question) for question in read_questions(TEST)]
     files = {
@@ -86,7 +86,7 @@ def _table() -> str:
     }
     untuned = files["-untuned"]
     answers = align_answers(untuned, read_answers(ANSWERS), ANSWERS)
-    scale = read_run(Path("checkpoints/demo-fp32")).scale
+    scale = read_json(Path("checkpoints/demo-fp32/metrics.json"))["fitted_scale"]
     fitted = scaled_probs(untuned.probs, scale)
     tuned = {
         "fine-tuned, full precision": files["-fp32"].probs,

@@ -25,7 +25,7 @@ from ksat.metrics import (
 )
 from ksat.predictions import align_answers, read_answers, read_probs
 from ksat.questions import passage_key, read_questions
-from ksat.runs import read_run
+from ksat.runs import read_json
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     groups = [passage_key(question) for question in read_questions(args.test, labelled=True)]
     raw, tuned = (read_probs(f"submissions/{name}.probs.csv") for name in (untuned, args.run))
     gold = align_answers(raw, read_answers(args.test), args.test)
-    scale = read_run(checkpoint).scale
+    scale = read_json(checkpoint / "metrics.json")["fitted_scale"]
     fitted = scaled_probs(raw.probs, scale)
     names = ("untuned base", f"untuned base, scale {scale:.2f} from validation", "fine-tuned")
     rows = [("uniform guess", random_baseline(raw.num_choices, gold))]

@@ -44,7 +44,9 @@ class Validation:
 
     @property
     def scale(self) -> float:
-        """Factor on the scores: fitted on the untuned base's scores of these rows when scored by text, else 1."""
+        """Factor on the scores in training and inference: 1 by label; by text the one fitted on the untuned base's scores of
+        these rows, but at least 1. A smaller fit says that the scores carry next to nothing there (0.01 was seen on 26
+        rows); trained at it, the loss would hardly depend on the weights."""
         return float(self.progress["scale"])
 
     @property
@@ -62,6 +64,7 @@ class Validation:
             return
         self.progress = {
             "scale": 1.0,
+            "fitted_scale": None,
             "control": None,
             "control_scale_1": None,
             "random": None,
@@ -70,13 +73,15 @@ class Validation:
         }
         if self.questions:
             scores = self._scores()
-            fitted = self.score_by == "text"
-            self.progress["scale"] = fit_scale(scores, self.answers - 1) if fitted else 1.0
-            raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, self.scale))
+            fitted = fit_scale(scores, self.answers - 1) if self.score_by == "text" else None
+            self.progress |= {"fitted_scale": fitted, "scale": max(1.0, fitted or 1.0)}
+            raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, fitted or 1.0))
             baseline = random_baseline(np.array([question.num_choices for question in self.questions]), self.answers)
             rows = [("uniform guess", baseline), ("untuned base", raw)]
-            rows += [(f"untuned base, scale {self.scale:.2f}", control)] if fitted else []
+            rows += [(f"untuned base, scale {fitted:.2f}", control)] if fitted else []
             print(f"\nvalidation before the first step\n{format_table(rows)}\n", flush=True)
+            if fitted and fitted < 1:
+                print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")
             self.progress |= {
                 name: m.to_dict() for name, m in (("control", control), ("control_scale_1", raw), ("random", baseline))
             }
