@@ -258,7 +258,7 @@ def gradients(model: LanguageModel, questions: Sequence[EncodedQuestion]) -> dic
             if "lora_B" in name:
                 parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
     model.model.zero_grad()
-    model.choice_scores(build_pack(questions, [0]))[0, 0].backward()
+    model.choice_scores(build_pack(questions, [0]))[0, 0].backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in model.model.named_parameters() if p.grad is not None}
 
 

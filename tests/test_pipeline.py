@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def run_inference(*flags: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def competition(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/, where a full-precision and an nf4 run are trained, scored and blended; the tests stand in it."""
     folder = tmp_path_factory.mktemp("competition")
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +90,9 @@ def test_run_json_says_what_inference_needs(here: Path, run: str, score_by: str,
     assert stored["settings"]["rank"] == 8
     assert stored["settings"]["seed"] == 0
     assert {"torch", "transformers", "peft", "trl", "python"} <= stored["versions"].keys()
-    assert (stored["scale"] == 1.0) == (score_by == "label")  # fitted on the validation rows for text only
+    fitted = read_json(Path("checkpoints", run, "metrics.json"))["fitted_scale"]
+    assert (fitted is None) == (score_by == "label")  # fitted on the validation rows for text only
+    assert stored["scale"] == max(1.0, fitted or 1.0)
 
 
 def test_log_and_metrics_cover_every_step_and_epoch(here: Path) -> None:

@@ -38,7 +38,7 @@ def answer_losses(
 ) -> np.ndarray[Any, Any]:
     """(N,) -log of the probability that inference reports for the right choice."""
     probs = choice_probs(score_questions(model, questions, pack_tokens=600), scale)
-    return -np.log(probs[np.arange(len(questions)), [question.answer_index for question in questions]])
+    return -np.log(probs[np.arange(len(questions)), [question.answer_index or 0 for question in questions]])
 
 
 def test_loss_by_hand() -> None:

@@ -125,7 +125,7 @@ def make_config(family: str, *, vocab_size: int, hidden_size: int = 32) -> Any:
     }  # fmt: skip
     sliding = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
     gemma = {"head_dim": 8, "query_pre_attn_scalar": 8, **sliding}
-    name, own = {
+    families: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2": ("Qwen2Config", {}),
         "qwen3": ("Qwen3Config", {"head_dim": 8}),
         "llama": ("LlamaConfig", {}),
@@ -136,7 +136,8 @@ def make_config(family: str, *, vocab_size: int, hidden_size: int = 32) -> Any:
         "gemma2": ("Gemma2Config", {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0, **gemma}),
         "gemma3": ("Gemma3TextConfig", gemma),
         "exaone4": ("Exaone4Config", {"sliding_window_pattern": 2, **sliding}),
-    }[family]
+    }
+    name, own = families[family]
     return getattr(transformers, name)(**shared | own)
 
 
