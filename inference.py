@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, default_pack_tokens, positive
+from ksat.flags import add_engine_flags, data_file, default_pack_tokens, not_negative, positive
 
 if TYPE_CHECKING:
     from ksat.models import Device
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--shots",
-        type=int,
+        type=not_negative,
         default=0,
         metavar="N",
         help="put N training questions before each, for untuned bases (default: 0)",
@@ -157,12 +157,17 @@ def _score(
     from ksat.runs import Journal, file_sha256, library_versions
     from ksat.scoring import choice_probs, score_questions
 
-    engine, dtype = models.choose_engine(args.engine, device), models.choose_dtype(args.dtype, device)
+    dtype = models.choose_dtype(args.dtype, device, setup["base"])
+    engine = models.choose_engine(args.engine, device, dtype)
     pack_tokens = args.pack_tokens or default_pack_tokens(device.kind)
     report: dict[str, Any] = {
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
         "device": device.name, "pack_tokens": pack_tokens, "versions": library_versions(),
     }  # fmt: skip
+    pool: list[Question] = []
+    if setup["shots"]:
+        source, pool = _shot_pool(args)
+        report |= {"shots_from": str(source), "shots_sha256": file_sha256(source)}
     nf4 = setup["quantization"] == "nf4"
     settings = models.LoadSettings(
         setup["base"], engine, device, dtype, nf4, setup["max_tokens"], args.trust_remote_code
@@ -173,7 +178,7 @@ def _score(
         PromptTemplate(**setup["template"]),
         setup["score_by"],
         max_tokens=setup["max_tokens"],
-        shots=_shot_pool(args) if setup["shots"] else (),
+        shots=pool,
         num_shots=setup["shots"],
     )
     encoded = [encoder.encode(question) for question in questions]
@@ -193,15 +198,17 @@ def _score(
     return Predictions(tuple(question.id for question in questions), choice_probs(scores, setup["scale"])), report
 
 
-def _shot_pool(args: argparse.Namespace) -> "list[Question]":
-    """Labelled training questions in a fixed random order; each test question takes the first that may stand before it."""
+def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
+    """The file of the shots, and its labelled questions in a fixed random order: each test question takes the first that
+    may stand before it."""
     import random
 
     from ksat.questions import read_questions
 
-    pool = read_questions(data_file(args.train, "--train", Path("data/train.csv"))[0], labelled=True)
+    source, _ = data_file(args.train, "--train", Path("data/train.csv"))
+    pool = read_questions(source, labelled=True)
     random.Random(0).shuffle(pool)
-    return pool
+    return source, pool
 
 
 def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[str, Any]) -> None:
@@ -209,8 +216,8 @@ def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[st
     from ksat.runs import write_json
 
     probs_path, submission_path = paths
-    write_json(probs_path.with_suffix(".json"), report)
     write_predictions(paths, predictions)
+    write_json(probs_path.with_suffix(".json"), report)
     probs_path.with_name(f".{probs_path.name}.partial").unlink(missing_ok=True)
     print(f"wrote {probs_path} and {submission_path}: {len(predictions.ids)} questions")
 

@@ -8,6 +8,7 @@ python train.py --run all --valid-fraction 0         # refits on every row
 
 import argparse
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -118,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
     args = build_parser().parse_args(argv)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("several processes (WORLD_SIZE) are not served yet; start train.py with python, on one GPU")
     stored = _stored_settings(args)
     files, are_samples = _training_files(args, stored)
     from ksat import models
@@ -128,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = _resolve(args, stored, files, device, are_samples)
     train_rows, valid_rows = _split(tables, settings)
     folder = _run_folder(args, settings)
-    _announce(settings, device, args, train_rows, valid_rows)
+    _announce(settings, device, train_rows, valid_rows)
     _train(folder, settings, args, device, train_rows, valid_rows)
 
 
@@ -141,14 +144,24 @@ def _train(
     valid_rows: "list[Question]",
 ) -> None:
     from ksat.encoding import Encoder
-    from ksat.models import LoadSettings, LoraSettings, choose_dtype, choose_engine, load
+    from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
     from ksat.runs import write_json
 
-    dtype, engine = choose_dtype(args.dtype, device), choose_engine(args.engine, device)
+    import_engine(settings["engine"])  # before the trainer's libraries
+    from ksat.training import TrainSettings, check_logger, train
+    from ksat.validation import Validation
+
+    check_logger(settings["report_to"])
     nf4 = settings["quantization"] == "nf4"
     load_settings = LoadSettings(
-        settings["base"], engine, device, dtype, nf4, settings["max_tokens"], args.trust_remote_code
+        settings["base"],
+        settings["engine"],
+        device,
+        settings["dtype"],
+        nf4,
+        settings["max_tokens"],
+        args.trust_remote_code,
     )
     lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
     model = load(load_settings, lora=lora, seed=settings["seed"])
@@ -158,31 +171,36 @@ def _train(
     train_set, valid_set = ([encoder.encode(row) for row in rows] for rows in (train_rows, valid_rows))
     _show_example(encoder, train_set)
 
-    from ksat.training import TrainSettings, check_logger, train
-    from ksat.validation import Validation
-
-    check_logger(settings["report_to"])
     if args.overwrite and folder.exists():
         shutil.rmtree(folder)
     write_json(folder / "settings.json", settings)
 
-    pack_tokens = args.pack_tokens or default_pack_tokens(device.kind)
     validation = Validation(
         model,
         valid_rows,
         valid_set,
         folder=folder,
         score_by=settings["score_by"],
-        pack_tokens=pack_tokens,
+        pack_tokens=settings["pack_tokens"],
         patience=settings["patience"],
     )
     validation.control()
-    names = ("epochs", "lr", "questions_per_step", "schedule", "warmup", "weight_decay", "seed", "report_to")
-    loop = TrainSettings(**{name: settings[name] for name in names}, pack_tokens=pack_tokens, scale=validation.scale)
+    names = (
+        "epochs",
+        "lr",
+        "questions_per_step",
+        "pack_tokens",
+        "schedule",
+        "warmup",
+        "weight_decay",
+        "seed",
+        "report_to",
+    )
+    loop = TrainSettings(**{name: settings[name] for name in names}, scale=validation.scale)
     if not validation.has_stopped:
         train(model, train_set, loop, folder=folder / "trainer", after_epoch=validation.after_epoch)
     validation.warn_if_control_is_better()
-    _finish(folder, settings, validation, engine=engine, dtype=dtype)
+    _finish(folder, settings, validation)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -217,7 +235,7 @@ def _resolve(
     Raises:
         InputError: a flag contradicts the run that is resumed.
     """
-    from ksat.models import choose_base, default_quantization, is_embedded
+    from ksat.models import choose_base, choose_dtype, choose_engine, default_quantization, is_embedded
     from ksat.prompts import DEFAULT_TEMPLATES, read_template
     from ksat.runs import file_sha256
 
@@ -237,8 +255,16 @@ def _resolve(
     template = read_template(settings["prompt"], score_by) if settings["prompt"] else DEFAULT_TEMPLATES[score_by]
     settings["template"] = template.to_dict()
     settings["data"] = [{"file": str(path), "sha256": file_sha256(path)} for path in files]
+    # How it is computed is part of the run as well: a resumed run goes on with it, to the same bits.
+    asked = {
+        name: stored.get(name, "auto") if getattr(args, name) == "auto" else getattr(args, name)
+        for name in ("dtype", "engine")
+    }
+    settings["dtype"] = choose_dtype(asked["dtype"], device, settings["base"])
+    settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"])
+    settings["pack_tokens"] = args.pack_tokens or stored.get("pack_tokens") or default_pack_tokens(device.kind)
     _check_ranges(settings)
-    for name in stored:
+    for name in stored.keys() - {"pack_tokens"}:  # which may be lowered when memory ran out
         if settings.get(name) != stored[name]:
             raise InputError(
                 f"--resume: {name.replace('_', '-')} is {settings.get(name)!r}, the interrupted run has {stored[name]!r}; "
@@ -313,15 +339,14 @@ def _run_folder(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
 def _announce(
     settings: dict[str, Any],
     device: "Device",
-    args: argparse.Namespace,
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
 ) -> None:
     """Says what is about to happen, and about how long it takes, before anything is downloaded."""
-    from ksat.models import choose_dtype, choose_engine, cost
+    from ksat.models import cost
 
     print(
-        f"device: {device.name}; engine {choose_engine(args.engine, device)}, {choose_dtype(args.dtype, device)}, weights {settings['quantization']}"
+        f"device: {device.name}; engine {settings['engine']}, {settings['dtype']}, weights {settings['quantization']}"
     )
     print(
         f"questions: {len(train_rows)} to train on, {len(valid_rows)} to validate on, scored by {settings['score_by']}"
@@ -355,7 +380,7 @@ def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
         )
 
 
-def _finish(folder: Path, settings: dict[str, Any], validation: Any, *, engine: str, dtype: str) -> None:
+def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
     """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
     from ksat.models import peak_memory_gib
     from ksat.runs import (
@@ -390,7 +415,7 @@ def _finish(folder: Path, settings: dict[str, Any], validation: Any, *, engine: 
         scale=validation.scale,
         quantization=settings["quantization"],
         adapter_sha256=file_sha256(adapter / ADAPTER_FILE),
-        settings=settings | {"engine": engine, "dtype": dtype, "best_epoch": validation.best_epoch},
+        settings=settings | {"best_epoch": validation.best_epoch},
         data=settings["data"],
         versions=library_versions(),
     )

@@ -41,6 +41,14 @@ def positive(text: str) -> int:
     return value
 
 
+def not_negative(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
+    return value
+
+
 def default_pack_tokens(device_kind: str) -> int:
     """On the CPU packs save nothing but call overhead, while attention over a block mask grows with their square."""
     return 4096 if device_kind == "cuda" else 512

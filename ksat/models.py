@@ -36,7 +36,7 @@ class KnownBase:
     relative_cost: float  # floating point operations a token, the 32B as 1
 
 
-# Largest first; the training peak of the 32B is measured (speed.md: 20.6-24.2 GiB), the others scaled by parameters.
+# Largest first; the training peak of the 32B was measured on an H100 (20.6-24.2 GiB up to 2,048 tokens), the others scaled by parameters.
 BY_SIZE = (
     KnownBase("unsloth/Qwen2.5-32B-Instruct-bnb-4bit", 18.0, 24.2, 1.0),
     KnownBase("unsloth/Qwen2.5-14B-bnb-4bit", 9.7, 13.5, 0.42),
@@ -93,27 +93,36 @@ def find_device(asked: str) -> Device:
     return Device("cpu", f"{os.cpu_count()} CPU cores", (0, 0), 0.0)
 
 
-def choose_dtype(asked: str, device: Device) -> str:
-    """ "float32", "float16" or "bfloat16". By capability: torch.cuda.is_bf16_supported() also says True where bf16 is emulated."""
+def choose_dtype(asked: str, device: Device, base: str = "") -> str:
+    """ "float32", "float16" or "bfloat16" for --dtype.
+
+    By capability: torch.cuda.is_bf16_supported() also says True where bf16 is emulated. Gemma 3 overflows float16 (the
+    embedded one's hidden states reach 104,000, float16 ends at 65,504), so it gets float32 where there is no bf16.
+    """
     if asked != "auto":
         return asked
     if device.kind == "cpu":
         return "float32"  # half precision is some 100 times slower there
-    return "bfloat16" if device.capability >= (8, 0) else "float16"
+    if device.capability >= (8, 0):
+        return "bfloat16"
+    return "float32" if is_embedded(base) or "gemma-3" in base.lower() else "float16"
 
 
-def choose_engine(asked: str, device: Device) -> Engine:
+def choose_engine(asked: str, device: Device, dtype: str = "auto") -> Engine:
     """The engine for --engine auto|unsloth|transformers; auto is Unsloth on CUDA, until a benchmark of ours says otherwise.
 
     Raises:
-        InputError: unsloth was asked for and is not installed.
+        InputError: unsloth was asked for and is not installed, or not able to train in this dtype.
     """
     import importlib.util
 
     installed = importlib.util.find_spec("unsloth") is not None
     if asked == "unsloth" and not installed:
         raise InputError("--engine unsloth: the package is not installed; run make setup, or use --engine transformers")
-    if asked == "unsloth" or (asked == "auto" and device.kind == "cuda" and installed):
+    full_precision = device.kind == "cuda" and dtype == "float32"
+    if asked == "unsloth" and full_precision:
+        raise InputError("--engine unsloth: on CUDA it trains float32 in half precision; use --engine transformers")
+    if asked == "unsloth" or (asked == "auto" and device.kind == "cuda" and installed and not full_precision):
         return "unsloth"
     return "transformers"
 
@@ -151,7 +160,7 @@ def cost(base: str, device: Device, *, num_characters: int) -> str:
     known = next((known for known in BY_SIZE if known.name == base), None)
     if known is None:
         return "size and time of this base are not known; it is downloaded unless it is in the Hugging Face cache"
-    # Tokens a second of the 32B with Unsloth: measured on an H100 (speed.md), reported by teams for a V100, between them guessed.
+    # Tokens a second of the 32B with Unsloth: measured on an H100, reported by teams for a V100, between them guessed.
     rate = 2200.0 if device.capability >= (9, 0) else 900.0 if device.capability >= (8, 0) else 250.0
     hours = tokens * known.relative_cost / rate / 3600
     return f"download {known.download_gib:.0f} GiB unless cached; training about {hours:.1f} h (rough)"
@@ -194,6 +203,7 @@ class LanguageModel:
         tokenizer: the base's own.
         engine: "unsloth" or "transformers".
         dtype: what it computes in; "float32" means no autocast.
+        shares_prefixes: a prompt is computed once for all its choices; else each goes as a padded row of its own.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, engine: Engine, dtype: str) -> None:
@@ -209,7 +219,7 @@ class LanguageModel:
         )
         self._all_slide = not layer_types
         # A layer that keeps a state or sees chunks (LFM2, Llama 4) can't branch: its choices go as rows of their own.
-        self._shares_prefixes = engine == "transformers" and layer_types <= {"full_attention", "sliding_attention"}
+        self.shares_prefixes = engine == "transformers" and layer_types <= {"full_attention", "sliding_attention"}
         _keep_nf4_unpacked(model)
 
     def choice_scores(self, pack: Pack) -> "torch.Tensor":
@@ -221,9 +231,7 @@ class LanguageModel:
 
         positions, inverse = np.unique(pack.scored_positions, return_inverse=True)
         with self.autocast():
-            logits = (
-                self._shared_logits(pack, positions) if self._shares_prefixes else self._row_logits(pack, positions)
-            )
+            logits = self._shared_logits(pack, positions) if self.shares_prefixes else self._row_logits(pack, positions)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (P, V)
         at, targets, owners = (torch.from_numpy(a).to(logits.device) for a in (inverse, pack.targets, pack.owners))
         token_scores = logits[at, targets] - logits.logsumexp(dim=-1)[at]  # (S,)
@@ -395,8 +403,8 @@ def load(
     tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
     with _clear_load_errors(settings.base):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
-    if lora is not None:
-        model = _add_lora(model, lora, settings, seed)
+        if lora is not None:
+            model = _add_lora(model, lora, settings, seed)
     if adapter is not None:
         from peft import PeftModel
 
@@ -422,7 +430,7 @@ def _load_transformers(settings: LoadSettings) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
         dtype=dtype,
@@ -433,6 +441,19 @@ def _load_transformers(settings: LoadSettings) -> Any:
         attn_implementation="eager" if getattr(text_config, "attn_logit_softcapping", None) else "sdpa",
         **options,
     )
+    _compute_nf4_in(model, dtype)
+    return model
+
+
+def _compute_nf4_in(model: Any, dtype: Any) -> None:
+    """Makes a checkpoint that was quantised by others compute in `dtype`: it keeps the one it was saved with, bf16 mostly,
+    which is emulated on a V100 and is not the float32 that a CPU run promises."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            module.weight.quant_state.dtype = dtype  # type: ignore[attr-defined]
 
 
 def _load_unsloth(settings: LoadSettings) -> Any:
@@ -447,6 +468,8 @@ def _load_unsloth(settings: LoadSettings) -> Any:
         # With False it would strip -bnb-4bit from the name and load the sibling.
         load_in_4bit=settings.nf4 or settings.base.endswith("-bnb-4bit"),
         trust_remote_code=settings.trust_remote_code,
+        # Without it a name such as Qwen/Qwen2.5-7B-Instruct loads another repository, quantised by Unsloth.
+        use_exact_model_name=True,
     )
     return model
 

@@ -62,7 +62,11 @@ def num_pack_tokens(question: EncodedQuestion) -> int:
 
 
 def plan_packs(
-    questions: Sequence[EncodedQuestion], pack_tokens: int, *, batch: Sequence[int] | None = None
+    questions: Sequence[EncodedQuestion],
+    pack_tokens: int,
+    *,
+    batch: Sequence[int] | None = None,
+    as_padded_rows: bool = False,
 ) -> list[list[int]]:
     """Which questions share a pack: lists of indices, longest first, each under the token budget.
 
@@ -73,18 +77,28 @@ def plan_packs(
         questions: all encoded questions.
         pack_tokens: budget of one pack, in tokens.
         batch: the indices to pack; all by default.
+        as_padded_rows: budget for what `as_rows` makes of a pack, pads and repeated prompts included.
     """
     indices = range(len(questions)) if batch is None else batch
-    lengths = {i: num_pack_tokens(questions[i]) for i in indices}
+    shapes = {i: _padded_shape(questions[i]) if as_padded_rows else (1, num_pack_tokens(questions[i])) for i in indices}
     plan: list[list[int]] = []
-    used = 0
-    for i in sorted(lengths, key=lambda i: (-lengths[i], i)):
-        if not plan or used + lengths[i] > pack_tokens:
+    used = longest = 0
+    for i in sorted(shapes, key=lambda i: (-shapes[i][1], i)):
+        num_rows, length = shapes[i]
+        cost = num_rows * (longest if plan and as_padded_rows else length)  # the first of a pack is its longest
+        if not plan or used + cost > pack_tokens:
             plan.append([])
-            used = 0
+            used, longest, cost = 0, length, num_rows * length
         plan[-1].append(i)
-        used += lengths[i]
+        used += cost
     return plan
+
+
+def _padded_shape(question: EncodedQuestion) -> tuple[int, int]:
+    """How many rows a question takes where no prefix is shared, and the length of the longest."""
+    branches = {len(branch) - 1 for branch in question.continuations}
+    num_rows = sum(len(branch) > 1 for branch in question.continuations) or 1
+    return num_rows, len(question.prompt_ids) + max(branches)
 
 
 def build_pack(questions: Sequence[EncodedQuestion], rows: Sequence[int]) -> Pack:

@@ -89,7 +89,7 @@ class Run:
         quantization: "nf4" or "none": the weights that the adapter was trained on.
         adapter_sha256: of adapter/adapter_model.safetensors.
         settings: every setting of the run, by flag.
-        data: the training files, each with "file", "sha256" and "rows".
+        data: the training files, each with "file" and "sha256".
         versions: of Python and the libraries.
     """
 

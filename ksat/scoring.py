@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
-from ksat.models import LanguageModel
+from ksat.models import LanguageModel, peak_memory_gib
 from ksat.packing import build_pack, plan_packs
 from ksat.questions import MAX_CHOICES
 
@@ -58,7 +58,7 @@ def score_questions(
 
     model.model.eval()
     by_id = {row_id: list(scores) for row_id, scores in (done or {}).items()}
-    waiting = plan_packs(questions, pack_tokens)
+    waiting = plan_packs(questions, pack_tokens, as_padded_rows=not model.shares_prefixes)
     bar = progress_bar(progress, len(questions), sum(question.id in by_id for question in questions))
     while waiting:
         rows = waiting.pop(0)
@@ -75,6 +75,7 @@ def score_questions(
         fresh = _finite_scores(questions, rows, scores)
         by_id.update(fresh)
         on_scored(fresh)
+        bar.set_postfix({"memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False)
         bar.update(len(fresh))
     bar.close()
     table = np.full((len(questions), MAX_CHOICES), np.nan)

@@ -96,7 +96,12 @@ class ChoiceTrainer(SFTTrainer):
         model.train()
         rows = inputs["rows"].tolist()
         total = torch.zeros((), device=self.language_model.device)
-        for pack_rows in plan_packs(self.questions, self.settings.pack_tokens, batch=rows):
+        for pack_rows in plan_packs(
+            self.questions,
+            self.settings.pack_tokens,
+            batch=rows,
+            as_padded_rows=not self.language_model.shares_prefixes,
+        ):
             pack = build_pack(self.questions, pack_rows)
             scores = self.language_model.choice_scores(pack)
             self._require_finite(pack, scores)
@@ -226,6 +231,14 @@ def check_logger(name: str) -> None:
         raise InputError(f"--report-to {name}: {reason}; install it, or leave the flag out") from error
 
 
+def _forget_log_after(path: Path, step: int) -> None:
+    """Drops the steps that a resumed run will log again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
 def train(
     model: LanguageModel,
     questions: Sequence[EncodedQuestion],
@@ -252,7 +265,13 @@ def train(
     for path in folder.glob("checkpoint-*"):
         if not (path / _COMPLETE).exists():
             shutil.rmtree(path)
+    _forget_log_after(folder / "log.jsonl", int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
     trainer = ChoiceTrainer(model, questions, settings, folder)
+    expected = (model.dtype == "bfloat16", model.dtype == "float16")
+    if (trainer.args.bf16, trainer.args.fp16) != expected:
+        raise RuntimeError(
+            f"the trainer was patched to another precision than {model.dtype}; what is trained would not be scored"
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(settings, len(questions), folder / "log.jsonl", after_epoch))
     if checkpoint is not None:

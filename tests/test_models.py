@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from tiny import FAMILIES, WINDOW, base_folder, encode, load_base, make_questions
+from tiny import FAMILIES, WINDOW, base_folder, encode, load_base, make_questions, make_tokenizer
 
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
@@ -316,3 +316,40 @@ def test_a_lora_is_on_all_linear_layers_but_the_head_in_fp32() -> None:
         assert len(trained) == 2 * 7 * 2  # A and B, seven modules, two layers
         assert all(parameter.dtype == torch.float32 for parameter in trained.values())
         assert not any("lm_head" in name for name in trained)
+
+
+def test_gemma_3_gets_float32_where_there_is_no_bfloat16() -> None:
+    v100 = Device("cuda", "V100", (7, 0), 32.0)
+    assert choose_dtype("auto", v100, "embedded") == "float32"
+    assert choose_dtype("auto", v100, "google/gemma-3-12b-it") == "float32"
+    assert choose_dtype("auto", v100, "unsloth/Qwen2.5-32B-Instruct-bnb-4bit") == "float16"
+    assert choose_dtype("auto", H100, "embedded") == "bfloat16"
+
+
+def test_float32_on_cuda_is_for_the_transformers_engine() -> None:
+    assert choose_engine("auto", H100, "float32") == "transformers"
+    with pytest.raises(InputError, match="on CUDA it trains float32 in half precision; use --engine transformers"):
+        choose_engine("unsloth", H100, "float32")
+
+
+def test_a_checkpoint_quantised_by_others_computes_in_our_dtype(tmp_path: Path) -> None:
+    """Saved with bf16 compute, as hub checkpoints are; a CPU run promises float32."""
+
+    from bitsandbytes.nn import Linear4bit
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        base_folder(hidden_size=64), quantization_config=config, dtype=torch.bfloat16
+    )
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    loaded = load_base(tmp_path)
+    layers = [module for module in loaded.model.modules() if isinstance(module, Linear4bit)]
+    assert layers
+    loaded.choice_scores(build_pack(encode(make_questions(2), "label"), [0, 1]))
+    assert (
+        {layer.compute_dtype for layer in layers}
+        == {layer.weight.quant_state.dtype for layer in layers}
+        == {torch.float32}
+    )

@@ -187,3 +187,23 @@ def test_the_label_changes_nothing_but_the_label(answer_index: int | None) -> No
     assert pack.answer_indices.tolist() == [-1 if answer_index is None else answer_index]
     for name in ("rows", "token_ids", "position_ids", "scored_positions", "targets", "owners", "divisors"):
         np.testing.assert_array_equal(getattr(pack, name), getattr(unlabelled, name))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 6), min_size=2, max_size=5)), max_size=12),
+    st.integers(1, 200),
+)
+def test_padded_rows_keep_the_budget_pads_and_repeated_prompts_included(
+    shapes: list[tuple[int, list[int]]], pack_tokens: int
+) -> None:
+    rows = [
+        EncodedQuestion(
+            str(i), tuple(range(length)), tuple(tuple(range(n)) for n in branches), (1.0,) * len(branches), 0
+        )
+        for i, (length, branches) in enumerate(shapes)
+    ]
+    plan = plan_packs(rows, pack_tokens, as_padded_rows=True)
+    assert sorted(i for pack in plan for i in pack) == list(range(len(rows)))
+    for pack in plan:
+        ids, _ = as_rows(build_pack(rows, pack), pad_id=0)
+        assert ids.size <= pack_tokens or len(pack) == 1

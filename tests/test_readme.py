@@ -58,6 +58,11 @@ def test_both_readmes_give_the_same_commands() -> None:
         assert commands("README.md", fence)
 
 
+def test_no_readme_has_an_unfilled_placeholder() -> None:
+    for readme in READMES:
+        assert not re.findall(r"\b[A-Z]+_(?:ROWS|TABLE|MINUTES)\w*", (ROOT / readme).read_text(encoding="utf-8"))
+
+
 def test_every_readme_command_runs_as_pasted(checkout: Path) -> None:
     for command in commands("README.md", "bash"):
         result = run(command, checkout)
