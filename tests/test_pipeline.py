@@ -18,7 +18,7 @@ from tiny import base_folder, make_questions, read_probs, read_rows, write_quest
 import ensemble
 import inference
 import train
-from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
+from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, exit_code
 from ksat.questions import passage_key, read_questions
 from ksat.runs import file_sha256, read_json
 
@@ -352,6 +352,33 @@ def test_training_goes_on_in_the_middle_of_an_epoch(here: Path, monkeypatch: pyt
     assert checkpoint.name == "checkpoint-5"
     run_train("--run", "middle", "--epochs", "3", "--resume")
     assert_unbroken("middle")
+    steps = [json.loads(line)["step"] for line in Path("checkpoints/middle/log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)  # the killed step was logged once, by the run that finished it
+
+
+def test_a_resumed_run_keeps_how_it_is_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ksat.validation.Validation.control", kill)
+        with pytest.raises(KilledError):
+            run_train("--run", "kept", "--pack-tokens", "300", "--limit", "4")
+    run_train("--run", "kept", "--resume")
+    settings = read_json(Path("checkpoints/kept/run.json"))["settings"]
+    assert (settings["pack_tokens"], settings["engine"], settings["dtype"]) == (300, "transformers", "float32")
+
+
+def test_several_processes_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        InputError, match="several processes .* are not served yet; start train.py with python, on one GPU"
+    ):
+        run_train("--run", "two-processes")
+
+
+def test_the_sidecar_says_where_the_shots_came_from(here: Path, tmp_path: Path) -> None:
+    """The interrupted scores of another file's shots must not go on: source and hash are part of the journal's key."""
+    run_inference("--base", str(base_folder()), "--shots", "1", "--out", str(tmp_path / "one"), "--limit", "1")
+    report = read_json(tmp_path / "one.probs.json")
+    assert (report["shots_from"], report["shots_sha256"]) == ("data/train.csv", file_sha256(Path("data/train.csv")))
 
 
 def test_inference_goes_on_after_kill_9_with_the_same_bits(here: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import inference
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -53,3 +55,9 @@ def test_every_included_requirements_file_exists() -> None:
     for path in requirement_files():
         for name in re.findall(r"^-r (.+)$", path.read_text(), flags=re.MULTILINE):
             assert (path.parent / name).exists(), f"{path}: {name}"
+
+
+def test_shots_are_not_negative(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        inference.build_parser().parse_args(["--shots", "-1"])
+    assert "-1 is not a whole number from 0" in capsys.readouterr().err
