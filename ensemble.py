@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksat.errors import InputError, exit_code
+from ksat.flags import data_file
 
 if TYPE_CHECKING:
     from ksat.blending import Member
@@ -41,7 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument("--answers", type=Path, metavar="CSV", help="gold answers: prints the metrics of all")
     check = parser.add_argument_group("check")
     check.add_argument(
-        "--check", type=Path, metavar="CSV", help="validate this submission against --test (default data/test.csv)"
+        "--check",
+        type=Path,
+        metavar="CSV",
+        help="validate this submission against --test (default: data/test.csv, else the samples)",
     )
     return parser
 
@@ -73,9 +77,7 @@ def check(submission: Path, test_path: Path | None) -> None:
     from ksat.questions import MAX_CHOICES, read_questions
 
     if test_path is None:
-        if not DEFAULT_TEST.exists():
-            raise InputError(f"--check needs the test questions; {DEFAULT_TEST} is missing, so give --test CSV")
-        test_path = DEFAULT_TEST
+        test_path, _ = data_file(None, "--test", DEFAULT_TEST)
         print(f"--test: {test_path} (default)")
     answers = list(check_submission(submission, read_questions(test_path)).values())
     counts = ", ".join(f"{number}: {answers.count(number)}" for number in range(1, MAX_CHOICES + 1))

@@ -145,7 +145,10 @@ def test_metrics_with_passages_from_the_test_or_single_rows(folder: Path, capsys
         ("a.probs.csv --out x --answers test.csv", "test.csv: 4 of the rows have no answer"),
         ("a.probs.csv --out ./a --overwrite", "--out './a' would replace the input a.probs.csv"),
         ("a.probs.csv --out ./gold --overwrite --answers gold.csv", "--out './gold' would replace the input gold.csv"),
-        ("--check labels.csv", "--check needs the test questions; data/test.csv is missing, so give --test CSV"),
+        (
+            "--check labels.csv",
+            "data/test.csv: no such file, and no data/sample_test.csv either; name the file with --test",
+        ),
         ("--check labels.csv --test test.csv", "labels.csv: 4 of the rows are not in the test's order"),
     ],
 )
