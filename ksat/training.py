@@ -280,8 +280,8 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of memory with --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower --pack-tokens or "
-            "--max-tokens, then --resume"
+            f"out of memory with --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower --pack-tokens and "
+            "--resume; if one question alone is too long, start another --run with a lower --max-tokens"
         ) from error
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its archive writer.
