@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from ksat.errors import InputError
+from ksat.orders import names_choices, rotate
 from ksat.prompts import Message, PromptTemplate, ScoreBy, build_messages, continuations, fold_system
 from ksat.questions import Question, passage_key
 
@@ -28,6 +29,13 @@ class EncodedQuestion:
     answer_index: int | None
     num_cut_characters: int = 0  # taken from the middle of the passage
     num_dropped_shots: int = 0
+    order: int = 0  # of its choices, 0 to num_orders - 1
+    num_orders: int = 1  # in which the question is asked; this one counts 1 / num_orders in a mean over questions
+
+    @property
+    def key(self) -> str:
+        """Its own for every order: the id, and from order 1 on the order behind a control character, which ids do not hold."""
+        return self.id if self.order == 0 else f"{self.id}\x1f{self.order}"
 
 
 class Encoder:
@@ -61,33 +69,68 @@ class Encoder:
         self._bos = tokenizer.bos_token if first and first[0] == tokenizer.bos_token_id else ""
 
     def encode(self, question: Question) -> EncodedQuestion:
-        """The question as token ids.
+        """The question as token ids, its choices as they stand.
 
         Raises:
             InputError: the question does not fit even without its passage, or a digit is not one token.
         """
+        return self._encode([question])[0]
+
+    def encode_orders(self, question: Question, num_orders: int) -> list[EncodedQuestion]:
+        """The question in num_orders cyclic orders of its C choices, the first as encode() gives it; at most C orders.
+
+        Order o shows choice (j + o) mod C at place j. continuations[k] stays that of choice k of the row, namely the digit under
+        which this order shows it, so that scores and answer_index mean the same choices in every order. One order only where
+        the order carries meaning (orders.names_choices). All orders keep the same shots and the same characters of the passage,
+        so that up to the choices they share their tokens.
+
+        Raises:
+            InputError: as encode(), or several orders of choices that the prompt does not list.
+        """
+        if num_orders > 1 and self.score_by == "text":
+            raise InputError(
+                f"--choice-orders {num_orders}: --score-by text lists no choices, so they have no order; use --score-by label"
+            )
+        num_orders = 1 if names_choices(question) else min(num_orders, question.num_choices)
+        return self._encode([rotate(question, order) for order in range(num_orders)])
+
+    def _encode(self, orders: Sequence[Question]) -> list[EncodedQuestion]:
+        """One question in these orders, all cut alike; the first is the row's own."""
+        question = orders[0]
         shots = self._shots_for(question)
         num_shots = len(shots)
-        while shots and len(self._ids(self.render(question, shots))) > self.max_tokens:
+        while shots and not self._fits(orders, shots):
             shots.pop(0)
-        num_kept = self._num_fitting_characters(question, shots)
+        num_kept = self._num_fitting_characters(orders, shots)
         passage = question.passage if num_kept == len(question.passage) else _without_middle(question.passage, num_kept)
-        text = self.render(question, shots, passage)
-        prompt_ids, branches = self._split(text, continuations(question, self.score_by))
+        encoded = []
+        for order, shown in enumerate(orders):
+            prompt_ids, branches = self._branches(shown, self.render(shown, shots, passage))
+            place_of_first = -order % question.num_choices
+            encoded.append(
+                EncodedQuestion(
+                    id=question.id,
+                    prompt_ids=prompt_ids,
+                    continuations=branches[place_of_first:] + branches[:place_of_first],
+                    divisors=tuple(float(len(c)) if self.score_by == "text" else 1.0 for c in question.choices),
+                    answer_index=None if question.answer is None else question.answer_index,
+                    num_cut_characters=len(question.passage) - num_kept,
+                    num_dropped_shots=num_shots - len(shots),
+                    order=order,
+                    num_orders=len(orders),
+                )
+            )
+        return encoded
+
+    def _branches(self, question: Question, prompt: str) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Prompt ids and the continuations at each place of the list."""
+        prompt_ids, branches = self._split(prompt, continuations(question, self.score_by))
         if self.score_by == "label" and any(len(branch) != 1 for branch in branches):
             raise InputError(
                 f"question {question.id!r}: a digit is {[len(b) for b in branches]} tokens behind this prompt, expected one "
                 "each; end the --prompt template in another way, or use --score-by text"
             )
-        return EncodedQuestion(
-            id=question.id,
-            prompt_ids=prompt_ids,
-            continuations=branches,
-            divisors=tuple(float(len(c)) if self.score_by == "text" else 1.0 for c in question.choices),
-            answer_index=None if question.answer is None else question.answer - 1,
-            num_cut_characters=len(question.passage) - num_kept,
-            num_dropped_shots=num_shots - len(shots),
-        )
+        return prompt_ids, branches
 
     def render(self, question: Question, shots: Sequence[Question] = (), passage: str | None = None) -> str:
         """The prompt as text, special tokens included, up to where the answer begins."""
@@ -121,23 +164,25 @@ class Encoder:
         border = min(_common_prefix(prompt_ids, ids) for ids in whole)
         return tuple(prompt_ids[:border]), tuple(tuple(ids[border:]) for ids in whole)
 
-    def _num_fitting_characters(self, question: Question, shots: Sequence[Question]) -> int:
-        """How many characters of the passage fit: all, or the most that do when the middle is cut, by bisection."""
-        if len(self._ids(self.render(question, shots))) <= self.max_tokens:
-            return len(question.passage)
-        low, high = -1, len(question.passage)  # `low` characters fit, `high` do not
+    def _fits(self, orders: Sequence[Question], shots: Sequence[Question], passage: str | None = None) -> bool:
+        return all(len(self._ids(self.render(shown, shots, passage))) <= self.max_tokens for shown in orders)
+
+    def _num_fitting_characters(self, orders: Sequence[Question], shots: Sequence[Question]) -> int:
+        """How many characters of the passage fit in every order: all, or the most when the middle is cut, by bisection."""
+        passage = orders[0].passage
+        if self._fits(orders, shots):
+            return len(passage)
+        low, high = -1, len(passage)  # `low` characters fit, `high` do not
         while high - low > 1:
             middle = (low + high) // 2
-            if (
-                len(self._ids(self.render(question, shots, _without_middle(question.passage, middle))))
-                <= self.max_tokens
-            ):
+            if self._fits(orders, shots, _without_middle(passage, middle)):
                 low = middle
             else:
                 high = middle
         if low < 0:
             raise InputError(
-                f"question {question.id!r}: more than --max-tokens {self.max_tokens} even without its passage; raise --max-tokens"
+                f"question {orders[0].id!r}: more than --max-tokens {self.max_tokens} even without its passage; raise "
+                "--max-tokens"
             )
         return low
 
