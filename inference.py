@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, default_pack_tokens, not_negative, positive
+from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
 
 if TYPE_CHECKING:
     from ksat.models import Device
@@ -50,6 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="put N training questions before each, for untuned bases (default: 0)",
     )
     add("--train", metavar="CSV", help="where the shots come from (default: data/train.csv, else the samples)")
+    add(
+        "--choice-orders",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="score K orders of every question's choices, rotated, and average their log-probabilities; label only; costs the "
+        "choices, not the passage, K times (default: 1)",
+    )
     add = parser.add_argument_group("data").add_argument
     add("--test", metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
     add("--answers", metavar="CSV", help="gold answers, to print metrics; not needed if --test has them")
@@ -63,18 +71,21 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Scores one test file with one model."""
     args = build_parser().parse_args(argv)
-    from ksat.models import find_device
+    from ksat import processes
+    from ksat.models import open_device
     from ksat.predictions import output_paths
     from ksat.questions import read_questions
 
     test, _ = data_file(args.test, "--test", Path("data/test.csv"))
-    device = find_device(args.device)
+    device = open_device(args.device, args.gpu_memory)
     setup = _setup(args, device)
+    require_label(args.choice_orders, setup["score_by"])
     paths = output_paths(args.out or _default_name(args), args.overwrite)
     questions = read_questions(test)[: args.limit]
     gold = _gold(args, test, questions)
     predictions, report = _score(args, setup, device, test, questions, paths[0])
-    _write(paths, predictions, report)
+    if processes.is_main():
+        _write(paths, predictions, report)
     if gold is not None:
         _print_metrics(predictions, questions, gold)
 
@@ -117,6 +128,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
             "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "shots": args.shots,
+            "rank": 0,
         }  # fmt: skip
     run = read_run(Path(args.ckpt))
     for name in ("base", "score_by", "max_tokens", "quantization"):
@@ -134,7 +146,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
         f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
     )
     names = ("base", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
-    return {name: getattr(run, name) for name in names} | {"shots": 0}
+    return {name: getattr(run, name) for name in names} | {"shots": 0, "rank": run.settings["rank"]}
 
 
 def _default_name(args: argparse.Namespace) -> str:
@@ -150,19 +162,19 @@ def _score(
     probs_path: Path,
 ) -> "tuple[Predictions, dict[str, Any]]":
     """Probabilities in the test file's order, and the report that goes beside them; resumes from a partial file."""
-    from ksat import models
+    from ksat import models, processes
     from ksat.encoding import Encoder
     from ksat.predictions import Predictions
     from ksat.prompts import PromptTemplate
     from ksat.runs import Journal, file_sha256, library_versions
-    from ksat.scoring import choice_probs, score_questions
+    from ksat.scoring import average_orders, choice_probs, score_questions
+    from ksat.step_memory import scoring_pack_tokens
 
     dtype = models.choose_dtype(args.dtype, device, setup["base"])
     engine = models.choose_engine(args.engine, device, dtype)
-    pack_tokens = args.pack_tokens or default_pack_tokens(device.kind)
     report: dict[str, Any] = {
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
-        "device": device.name, "pack_tokens": pack_tokens, "versions": library_versions(),
+        "device": device.name, "versions": library_versions(), "choice_orders": args.choice_orders,
     }  # fmt: skip
     pool: list[Question] = []
     if setup["shots"]:
@@ -170,7 +182,7 @@ def _score(
         report |= {"shots_from": str(source), "shots_sha256": file_sha256(source)}
     nf4 = setup["quantization"] == "nf4"
     settings = models.LoadSettings(
-        setup["base"], engine, device, dtype, nf4, setup["max_tokens"], args.trust_remote_code
+        setup["base"], engine, device, dtype, nf4, setup["max_tokens"], args.trust_remote_code, args.share_prefixes
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
     encoder = Encoder(
@@ -181,8 +193,12 @@ def _score(
         shots=pool,
         num_shots=setup["shots"],
     )
-    encoded = [encoder.encode(question) for question in questions]
-    journal = Journal(probs_path.with_name(f".{probs_path.name}.partial"), report)  # the first thing that is written
+    encoded = [order for question in questions for order in encoder.encode_orders(question, args.choice_orders)]
+    report["pack_tokens"] = args.pack_tokens or scoring_pack_tokens(
+        model, encoded, rank=setup["rank"], over_vocabulary=setup["score_by"] == "text"
+    )
+    # The first thing that is written.
+    journal = Journal(_journal_path(probs_path), report, part=processes.rank())
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
         "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),
@@ -192,10 +208,18 @@ def _score(
             f"{report['num_cut']} prompts lose the middle of their passage to --max-tokens, {report['num_dropped_shots']} shots are left out"
         )
     if journal.scores:
-        print(f"resuming: {len(journal.scores)} of {len(questions)} questions are scored already", file=sys.stderr)
-    scores = score_questions(model, encoded, pack_tokens=pack_tokens, done=journal.scores, on_scored=journal.add)
+        print(f"resuming: {len(journal.scores)} of {len(encoded)} prompts are scored already", file=sys.stderr)
+    scores = score_questions(
+        model, encoded, pack_tokens=report["pack_tokens"], done=journal.scores, on_scored=journal.add
+    )
+    if args.choice_orders > 1:
+        scores = average_orders(encoded, scores)
     report["peak_memory_gib"] = round(models.peak_memory_gib(), 2)
     return Predictions(tuple(question.id for question in questions), choice_probs(scores, setup["scale"])), report
+
+
+def _journal_path(probs_path: Path) -> Path:
+    return probs_path.with_name(f".{probs_path.name}.partial")
 
 
 def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
@@ -213,12 +237,12 @@ def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
 
 def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[str, Any]) -> None:
     from ksat.predictions import write_predictions
-    from ksat.runs import write_json
+    from ksat.runs import Journal, write_json
 
     probs_path, submission_path = paths
     write_predictions(paths, predictions)
     write_json(probs_path.with_suffix(".json"), report)
-    probs_path.with_name(f".{probs_path.name}.partial").unlink(missing_ok=True)
+    Journal.remove(_journal_path(probs_path))
     print(f"wrote {probs_path} and {submission_path}: {len(predictions.ids)} questions")
 
 

@@ -4,18 +4,18 @@ python train.py                                      # data/train.csv; the base 
 python train.py --run first --base unsloth/Qwen2.5-32B-Instruct-bnb-4bit --epochs 2
 python train.py --run first --resume                 # goes on after an interruption
 python train.py --run all --valid-fraction 0         # refits on every row
+accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 """
 
 import argparse
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, default_pack_tokens, positive
+from ksat.flags import add_engine_flags, data_file, positive, require_label
 
 if TYPE_CHECKING:
     from ksat.encoding import EncodedQuestion, Encoder
@@ -26,7 +26,7 @@ CHECKPOINTS = Path("checkpoints")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
-    "questions_per_step": 16, "patience": 1, "score_by": "label",
+    "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1,
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
@@ -80,6 +80,18 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("nf4", "none"),
         help="of the weights while loading (default: nf4 on CUDA, none for embedded bases and on the CPU)",
     )
+    add(
+        "--loss",
+        choices=("choices", "vocab"),
+        help="softmax over the row's own choices, or the answer's cross-entropy over the vocabulary (default: choices)",
+    )
+    add(
+        "--choice-orders",
+        type=positive,
+        metavar="K",
+        help="train on K orders of every question's choices, rotated; label only; costs the choices, not the passage, K times "
+        "(default: 1)",
+    )
     add = parser.add_argument_group("LoRA and optimizer").add_argument
     add(
         "--rank",
@@ -119,18 +131,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
     args = build_parser().parse_args(argv)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("several processes (WORLD_SIZE) are not served yet; start train.py with python, on one GPU")
     stored = _stored_settings(args)
     files, are_samples = _training_files(args, stored)
-    from ksat import models
+    from ksat import models, processes
     from ksat.questions import read_questions
 
     tables = [(path, read_questions(path, labelled=True)) for path in files]
-    device = models.find_device(args.device)
+    device = models.open_device(args.device, args.gpu_memory)
     settings = _resolve(args, stored, files, device, are_samples)
     train_rows, valid_rows = _split(tables, settings)
-    folder = _run_folder(args, settings)
+    folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
     _announce(settings, device, train_rows, valid_rows)
     _train(folder, settings, args, device, train_rows, valid_rows)
 
@@ -143,12 +153,14 @@ def _train(
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
 ) -> None:
+    from ksat import processes
     from ksat.encoding import Encoder
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
     from ksat.runs import write_json
 
     import_engine(settings["engine"])  # before the trainer's libraries
+    from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
     from ksat.training import TrainSettings, check_logger, train
     from ksat.validation import Validation
 
@@ -162,18 +174,24 @@ def _train(
         nf4,
         settings["max_tokens"],
         args.trust_remote_code,
+        args.share_prefixes,
     )
     lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
     model = load(load_settings, lora=lora, seed=settings["seed"])
     encoder = Encoder(
         model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
     )
-    train_set, valid_set = ([encoder.encode(row) for row in rows] for rows in (train_rows, valid_rows))
+    train_set = [order for row in train_rows for order in encoder.encode_orders(row, settings["choice_orders"])]
+    valid_set = [encoder.encode(row) for row in valid_rows]
     _show_example(encoder, train_set)
+    over_vocabulary = settings["score_by"] == "text" or settings["loss"] == "vocab"
+    plan = memory_plan(model, rank=settings["rank"], training=True, over_vocabulary=over_vocabulary)
+    settings["pack_tokens"] = settings["pack_tokens"] or default_pack_tokens(plan, train_set)
 
-    if args.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    write_json(folder / "settings.json", settings)
+    if processes.is_main():
+        if args.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        write_json(folder / "settings.json", settings)
 
     validation = Validation(
         model,
@@ -195,12 +213,21 @@ def _train(
         "weight_decay",
         "seed",
         "report_to",
+        "loss",
     )
     loop = TrainSettings(**{name: settings[name] for name in names}, scale=validation.scale)
     if not validation.has_stopped:
-        train(model, train_set, loop, folder=folder / "trainer", after_epoch=validation.after_epoch)
-    validation.warn_if_control_is_better()
-    _finish(folder, settings, validation)
+        train(
+            model,
+            train_set,
+            loop,
+            folder=folder / "trainer",
+            after_epoch=validation.after_epoch,
+            memory=StepMemory(model, plan),
+        )
+    if processes.is_main():
+        validation.warn_if_control_is_better()
+        _finish(folder, settings, validation)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -252,6 +279,7 @@ def _resolve(
     if settings["alpha"] is None:
         settings["alpha"] = 2.0 * (settings["rank"] ** 0.5 if settings["rslora"] else settings["rank"])
     score_by = settings["score_by"]
+    require_label(settings["choice_orders"], score_by)
     template = read_template(settings["prompt"], score_by) if settings["prompt"] else DEFAULT_TEMPLATES[score_by]
     settings["template"] = template.to_dict()
     settings["data"] = [{"file": str(path), "sha256": file_sha256(path)} for path in files]
@@ -262,7 +290,9 @@ def _resolve(
     }
     settings["dtype"] = choose_dtype(asked["dtype"], device, settings["base"])
     settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"])
-    settings["pack_tokens"] = args.pack_tokens or stored.get("pack_tokens") or default_pack_tokens(device.kind)
+    settings["pack_tokens"] = args.pack_tokens or stored.get(
+        "pack_tokens"
+    )  # None: from the free memory, once it is known
     _check_ranges(settings)
     for name in stored.keys() - {"pack_tokens"}:  # which may be lowered when memory ran out
         if settings.get(name) != stored[name]:

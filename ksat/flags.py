@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ksat.errors import InputError
+from ksat.memory import parse_memory
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,20 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--pack-tokens",
         type=positive,
         metavar="TOKENS",
-        help="what one forward pass may hold; more is faster and takes more memory (default: 4096; CPU: 512)",
+        help="what one forward pass may hold; takes memory in proportion (default: follows from the free memory; CPU: 2048)",
+    )
+    add(
+        "--gpu-memory",
+        type=parse_memory,
+        metavar="SIZE",
+        help="use no more of the GPU than this, such as 31.7GiB: a big card stands in for a small one (default: all of it)",
+    )
+    add(
+        "--share-prefixes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute what prompts have in common once; --no-share-prefixes gives each a row of its own, for families that "
+        "can't share (engine transformers)",
     )
     add("--trust-remote-code", action="store_true", help="run Python code that the base's repository brings along")
 
@@ -49,9 +63,13 @@ def not_negative(text: str) -> int:
     return value
 
 
-def default_pack_tokens(device_kind: str) -> int:
-    """On the CPU packs save nothing but call overhead, while attention over a block mask grows with their square."""
-    return 4096 if device_kind == "cuda" else 512
+def require_label(choice_orders: int, score_by: str) -> None:
+    """Raises InputError for several orders of choices that the prompt does not list."""
+    if choice_orders > 1 and score_by != "label":
+        raise InputError(
+            f"--choice-orders {choice_orders}: --score-by text lists no choices in the prompt, so they have no order; use "
+            "--score-by label, or leave the flag out"
+        )
 
 
 def data_file(given: str | None, flag: str, default: Path) -> tuple[Path, bool]:

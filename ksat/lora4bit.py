@@ -6,19 +6,36 @@ backward. The adapters stay PEFT's float32 parameters, so its files and its swit
 """
 
 import types
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+Product = Callable[..., torch.Tensor]
+
 
 class _FusedLora(torch.autograd.Function):
-    """Gradients for x, A and B; W and bias are frozen, and held as a module so that no saved-tensor hook copies them."""
+    """Gradients for the inputs, A and B; W and bias are frozen, and held as a module so that no saved-tensor hook copies them.
+
+    The layer's input x is inputs[0], or product(*inputs): then the inputs are kept and their product is made again in the
+    backward pass (a gated MLP's product is a third of what its layer would keep).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, base: Any, scaling: float) -> torch.Tensor:
-        ctx.save_for_backward(x, A, B)
-        ctx.base, ctx.scaling = base, scaling
+    def forward(
+        ctx: Any,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        base: Any,
+        scaling: float,
+        product: Product | None,
+        *inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(A, B, *inputs)
+        ctx.base, ctx.scaling, ctx.product = base, scaling, product
+        x = inputs[0] if product is None else product(*inputs)
         rows = x.reshape(-1, x.shape[-1])  # (T, in)
         weight = _weight(base, x.dtype)  # (out, in)
         y = rows @ weight.t() if base.bias is None else torch.addmm(base.bias.to(x.dtype), rows, weight.t())
@@ -29,22 +46,44 @@ class _FusedLora(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, A, B = ctx.saved_tensors
-        needs_x, needs_A, needs_B, *_ = ctx.needs_input_grad
-        rows = x.reshape(-1, x.shape[-1])  # (T, in)
-        low_A, grad_x, grad_A, grad_B = A.to(x.dtype), None, None, None
-        with torch.autocast(x.device.type, enabled=False):  # someone may call backward inside
-            if needs_B:
-                # x A^T again: r / out of the layer's work, and nothing to keep.
-                grad_B = (grad.t() @ (rows @ low_A.t())).to(B.dtype).mul_(ctx.scaling)
-            if needs_A or needs_x:
-                grad_low = grad @ B.to(x.dtype)  # (T, r)
-            if needs_A:
-                grad_A = (grad_low.t() @ rows).to(A.dtype).mul_(ctx.scaling)
-            if needs_x:
-                grad_x = grad @ _weight(ctx.base, x.dtype)
-                grad_x = grad_x.addmm_(grad_low, low_A, alpha=ctx.scaling).view(x.shape)
-        return grad_x, grad_A, grad_B, None, None
+        A, B, *inputs = ctx.saved_tensors
+        needs_A, needs_B, _, _, _, *needs_inputs = ctx.needs_input_grad
+        x = inputs[0]
+        if ctx.product is not None:
+            inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+            with torch.enable_grad():
+                x = ctx.product(*inputs)
+        grad_x, grad_A, grad_B = _gradients(ctx, x.detach(), grad, A, B, needs=(any(needs_inputs), needs_A, needs_B))
+        if ctx.product is None or grad_x is None:
+            return grad_A, grad_B, None, None, None, grad_x, *(None for _ in inputs[1:])
+        return grad_A, grad_B, None, None, None, *torch.autograd.grad(x, inputs, grad_x)
+
+
+def _gradients(
+    ctx: Any,
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    *,
+    needs: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of x, A and B, each only where it is needed."""
+    needs_x, needs_A, needs_B = needs
+    rows = x.reshape(-1, x.shape[-1])  # (T, in)
+    low_A, grad_x, grad_A, grad_B = A.to(x.dtype), None, None, None
+    with torch.autocast(x.device.type, enabled=False):
+        if needs_B:
+            # x A^T again: r / out of the layer's work, and nothing to keep.
+            grad_B = (grad.t() @ (rows @ low_A.t())).to(B.dtype).mul_(ctx.scaling)
+        if needs_A or needs_x:
+            grad_low = grad @ B.to(x.dtype)  # (T, r)
+        if needs_A:
+            grad_A = (grad_low.t() @ rows).to(A.dtype).mul_(ctx.scaling)
+        if needs_x:
+            grad_x = grad @ _weight(ctx.base, x.dtype)
+            grad_x = grad_x.addmm_(grad_low, low_A, alpha=ctx.scaling).view(x.shape)
+    return grad_x, grad_A, grad_B
 
 
 def fuse_lora(model: torch.nn.Module) -> int:
@@ -73,13 +112,39 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     adapter = None if args or kwargs else _served_adapter(layer)
     if adapter is None:
         return type(layer).forward(layer, x, *args, **kwargs)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    return _apply(layer, adapter, None, x)
+
+
+def _apply(layer: Any, adapter: str, product: Product | None, *inputs: torch.Tensor) -> Any:
+    kind = inputs[0].device.type
+    if torch.is_autocast_enabled(kind) and inputs[0].dtype != torch.float64:
         # As torch.amp.custom_fwd(cast_inputs=...) would, which wants the kind of device and the dtype beforehand.
-        x = x.to(torch.get_autocast_dtype(kind))
+        inputs = tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in inputs)
     A, B = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    y = _FusedLora.apply(x, A, B, layer.base_layer, layer.scaling[adapter])  # type: ignore[no-untyped-call]
-    return y.view(*x.shape[:-1], B.shape[0])
+    y = _FusedLora.apply(A, B, layer.base_layer, layer.scaling[adapter], product, *inputs)  # type: ignore[no-untyped-call]
+    return y.view(*inputs[0].shape[:-1], B.shape[0])
+
+
+def fuse_gated_mlps(model: torch.nn.Module, product: Product | None = None) -> int:
+    """The number of gated MLPs, down(act(gate(x)) * up(x)), that from now on keep gate and up but not their product.
+
+    Args:
+        model: whose down projections were served by `fuse_lora`; the forwards of its MLPs are replaced in place.
+        product: a kernel for act(gate) * up; the MLP's own activation and a product if None.
+    """
+    num_fused = 0
+    for mlp in model.modules():
+        if all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+            mlp.forward = types.MethodType(partial(_gated_forward, product=product), mlp)
+            num_fused += 1
+    return num_fused
+
+
+def _gated_forward(mlp: Any, x: torch.Tensor, *, product: Product | None) -> Any:
+    multiply = product or (lambda gate, up: mlp.act_fn(gate) * up)
+    gate, up, down = mlp.gate_proj(x), mlp.up_proj(x), mlp.down_proj
+    adapter = _served_adapter(down) if hasattr(down, "lora_A") else None
+    return down(multiply(gate, up)) if adapter is None else _apply(down, adapter, multiply, gate, up)
 
 
 def _served_adapter(layer: Any) -> str | None:

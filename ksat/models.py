@@ -9,20 +9,16 @@ import logging
 import os
 import resource
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
-
+from ksat import processes
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.errors import InputError
-from ksat.packing import Pack, as_rows, visible
+from ksat.language_model import Engine, LanguageModel
+from ksat.packing import Layout
 
-if TYPE_CHECKING:
-    import torch
-
-Engine = Literal["unsloth", "transformers"]
 SEVEN_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -91,6 +87,28 @@ def find_device(asked: str) -> Device:
             "--device cuda: torch sees no CUDA GPU; check nvidia-smi and the installed torch, or use --device cpu"
         )
     return Device("cpu", f"{os.cpu_count()} CPU cores", (0, 0), 0.0)
+
+
+def open_device(asked: str, gpu_memory: int | None) -> Device:
+    """The device for --device, ready for this process: connected with the others, capped to `gpu_memory` bytes if given.
+
+    Raises:
+        InputError: as find_device; or a cap without a GPU, or above what the GPU has.
+    """
+    device = find_device(asked)
+    processes.start(on_cpu=device.kind == "cpu")
+    if gpu_memory is None:
+        return device
+    if device.kind == "cpu":
+        raise InputError("--gpu-memory: there is no GPU to cap; leave it out")
+    if gpu_memory > device.memory_gib * 2**30:
+        raise InputError(
+            f"--gpu-memory {gpu_memory / 2**30:.1f}GiB: {device.name} has {device.memory_gib:.1f} GiB; give less, or leave it out"
+        )
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(gpu_memory / (device.memory_gib * 2**30))
+    return replace(device, memory_gib=gpu_memory / 2**30)
 
 
 def choose_dtype(asked: str, device: Device, base: str = "") -> str:
@@ -195,121 +213,6 @@ def import_engine(engine: Engine) -> None:
         import unsloth  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
 
 
-class LanguageModel:
-    """A causal language model, with or without an adapter: a pack goes in, choice scores come out, differentiable.
-
-    Attributes:
-        model: the transformers or PEFT module.
-        tokenizer: the base's own.
-        engine: "unsloth" or "transformers".
-        dtype: what it computes in; "float32" means no autocast.
-        shares_prefixes: a prompt is computed once for all its choices; else each goes as a padded row of its own.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, *, engine: Engine, dtype: str) -> None:
-        self.model, self.tokenizer, self.engine, self.dtype = model, tokenizer, engine, dtype
-        self.device = next(model.parameters()).device
-        text_config = model.config.get_text_config()
-        layer_types = set(getattr(text_config, "layer_types", None) or [])
-        # Without layer types (Mistral, Phi 3) every layer slides if there is a window.
-        self._window: int | None = (
-            getattr(text_config, "sliding_window", None)
-            if not layer_types or "sliding_attention" in layer_types
-            else None
-        )
-        self._all_slide = not layer_types
-        # A layer that keeps a state or sees chunks (LFM2, Llama 4) can't branch: its choices go as rows of their own.
-        self.shares_prefixes = engine == "transformers" and layer_types <= {"full_attention", "sliding_attention"}
-        _keep_nf4_unpacked(model)
-
-    def choice_scores(self, pack: Pack) -> "torch.Tensor":
-        """(n, K) log-likelihood of every choice divided by its divisor; -inf where the choice does not exist.
-
-        At least fp32. Rows are in the pack's order, columns in the order of the row's choices.
-        """
-        import torch
-
-        positions, inverse = np.unique(pack.scored_positions, return_inverse=True)
-        with self.autocast():
-            logits = self._shared_logits(pack, positions) if self.shares_prefixes else self._row_logits(pack, positions)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (P, V)
-        at, targets, owners = (torch.from_numpy(a).to(logits.device) for a in (inverse, pack.targets, pack.owners))
-        token_scores = logits[at, targets] - logits.logsumexp(dim=-1)[at]  # (S,)
-        divisors = torch.from_numpy(pack.divisors).to(logits)  # (n, K)
-        sums = torch.zeros(divisors.numel(), dtype=logits.dtype, device=logits.device).index_add(
-            0, owners, token_scores
-        )
-        return (sums.view_as(divisors) / divisors).masked_fill(divisors.isnan(), -torch.inf)
-
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Half precision for the layers where the base is half precision; adapters stay fp32."""
-        import torch
-
-        half = self.dtype in ("float16", "bfloat16")
-        with torch.autocast(self.device.type, dtype=getattr(torch, self.dtype) if half else None, enabled=half):
-            yield
-
-    def _shared_logits(self, pack: Pack, positions: np.ndarray[Any, np.dtype[np.int64]]) -> "torch.Tensor":
-        """(P, V) logits of these positions of a pack, each prompt computed once, behind a block mask."""
-        import torch
-
-        seen = visible(pack)
-        attention_mask: Any = self._additive(seen)
-        if self._window is not None:
-            near = self._additive(seen & (pack.position_ids[:, None] - pack.position_ids[None, :] < self._window))
-            attention_mask = near if self._all_slide else {"full_attention": attention_mask, "sliding_attention": near}
-        output = self.model(
-            input_ids=torch.from_numpy(pack.token_ids)[None].to(self.device),
-            position_ids=torch.from_numpy(pack.position_ids)[None].to(self.device),
-            attention_mask=attention_mask,
-            logits_to_keep=torch.from_numpy(positions).to(self.device),
-            use_cache=False,
-        )
-        return output.logits[0]  # type: ignore[no-any-return]
-
-    def _additive(self, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> "torch.Tensor":
-        """(1, 1, T, T): 0 where a token is seen, the lowest number where not; serves SDPA and eager attention alike."""
-        import torch
-
-        dtype = (
-            torch.get_autocast_dtype(self.device.type)
-            if torch.is_autocast_enabled(self.device.type)
-            else self.model.dtype
-        )
-        hidden = torch.from_numpy(~mask).to(self.device)[None, None]
-        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill(hidden, torch.finfo(dtype).min)
-
-    def _row_logits(self, pack: Pack, positions: np.ndarray[Any, np.dtype[np.int64]]) -> "torch.Tensor":
-        """(P, V) the same logits from plain right-padded rows: Unsloth's attention is causal and knows no shared prefix.
-
-        Pads stand behind every real token, so no mask is needed.
-        """
-        import torch
-
-        ids, place = as_rows(pack, pad_id=self.tokenizer.pad_token_id or 0)
-        first = {int(position): i for i, position in reversed(list(enumerate(pack.scored_positions)))}
-        rows, columns = torch.from_numpy(place[[first[int(p)] for p in positions]].T.copy()).to(
-            self.device
-        )  # (P,) each
-        kept, column_index = columns.unique(return_inverse=True)
-        # Unsloth's fast forward then returns hidden states in the place of logits; transformers' own ignores it.
-        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
-        try:
-            output = self.model(
-                input_ids=torch.from_numpy(ids).to(self.device), logits_to_keep=kept, use_cache=False
-            ).logits
-        finally:
-            del os.environ["UNSLOTH_RETURN_HIDDEN_STATES"]
-        if output.shape[-1] != self.model.config.get_text_config().hidden_size:
-            return output[rows, column_index]  # type: ignore[no-any-return]
-        from unsloth.models.llama import apply_logit_transforms, resolve_logit_scaling
-
-        hidden = output[rows, columns if output.shape[1] == ids.shape[1] else column_index]
-        head = self.model.get_output_embeddings()
-        return apply_logit_transforms(head(hidden.to(head.weight.dtype)), *resolve_logit_scaling(self.model.config))  # type: ignore[no-any-return]
-
-
 def _keep_nf4_unpacked(model: Any) -> None:
     """Stops bitsandbytes from repacking nf4 weights in evaluation on CPUs with AVX512-BF16: backward passes that follow
     would read the repacked bytes and be wrong without a word."""
@@ -330,6 +233,7 @@ class LoadSettings:
         nf4: quantise to 4 bits while loading (a checkpoint that is quantised already stays as it is).
         max_tokens: the longest sequence, in tokens.
         trust_remote_code: run Python code of the base's repository.
+        share_prefixes: compute what prompts of a pack have in common once (transformers engine).
     """
 
     base: str
@@ -339,6 +243,7 @@ class LoadSettings:
     nf4: bool
     max_tokens: int
     trust_remote_code: bool = False
+    share_prefixes: bool = True
 
 
 def base_path(base: str) -> str:
@@ -414,17 +319,80 @@ def load(
             raise InputError(
                 f"{adapter}: does not fit --base {settings.base} ({_first_line(error)}); is the base the one it was trained on?"
             ) from error
+    _keep_nf4_unpacked(model)
+    autocasts = settings.engine == "unsloth" or not _fuse(model, settings)
     model.eval()
-    return LanguageModel(model, tokenizer, engine=settings.engine, dtype=settings.dtype)
+    return LanguageModel(
+        model, tokenizer, engine=settings.engine, dtype=settings.dtype, layout=_layout(settings), autocasts=autocasts
+    )
+
+
+def _fuse(model: Any, settings: LoadSettings) -> bool:
+    """Puts faster functions in the place of the modules' own; False if some adapter had to be left to PEFT (dropout), whose
+    half precision comes from autocast."""
+    from ksat.lora4bit import fuse_gated_mlps, fuse_lora
+
+    is_served = settings.share_prefixes  # only these families' layers are tested
+    has_liger = is_served and settings.device.kind == "cuda" and settings.device.capability >= (8, 0)
+    product = _apply_liger(model, settings) if has_liger else None
+    num_lora = sum(hasattr(module, "lora_A") for module in model.modules())
+    if num_lora == 0:
+        return True
+    num_fused = fuse_lora(model)
+    if is_served:
+        fuse_gated_mlps(model, product)
+    return num_fused == num_lora
+
+
+def _apply_liger(model: Any, settings: LoadSettings) -> Any:
+    """Liger's kernels for norms and rotary positions, where it serves the family; returns its product of a gated MLP."""
+    from importlib.util import find_spec
+
+    if find_spec("liger_kernel") is None or settings.dtype == "float32":
+        return None
+    from liger_kernel.ops.geglu import LigerGELUMulFunction
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    text_config = causal.config.get_text_config()
+    apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(text_config.model_type)
+    # A family of several towers (Gemma 3 with vision) keeps its own modules.
+    if apply is None or text_config is not causal.config:
+        return None
+    activation = getattr(text_config, "hidden_activation", None) or text_config.hidden_act
+    gelu = activation == "gelu_pytorch_tanh"
+    apply(
+        rope=True, rms_norm=True, cross_entropy=False, fused_linear_cross_entropy=False, model=causal,
+        **{"geglu" if "gemma" in text_config.model_type else "swiglu": False},
+    )  # fmt: skip
+    return LigerGELUMulFunction.apply if gelu else LigerSiLUMulFunction.apply if activation == "silu" else None
+
+
+def _layout(settings: LoadSettings) -> Layout:
+    if settings.engine == "unsloth":
+        return "flat"
+    return "tree" if settings.share_prefixes else "rows"
 
 
 def _load_transformers(settings: LoadSettings) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+    from ksat import attention
+
     path, dtype = base_path(settings.base), getattr(torch, settings.dtype)
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     text_config = config.get_text_config()
+    if settings.share_prefixes:
+        attention.require_served(
+            settings.base, text_config.model_type, set(getattr(text_config, "layer_types", None) or [])
+        )
+        attention.register()
+        implementation = attention.NAME
+    else:
+        # SDPA has no soft-capping (Gemma 2): it would be left out without a word.
+        implementation = "eager" if getattr(text_config, "attn_logit_softcapping", None) else "sdpa"
     options: dict[str, Any] = {}
     if settings.nf4 and getattr(config, "quantization_config", None) is None:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -437,8 +405,7 @@ def _load_transformers(settings: LoadSettings) -> Any:
         device_map={"": settings.device.kind},
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=True,
-        # SDPA has no soft-capping (Gemma 2): it would be left out without a word.
-        attn_implementation="eager" if getattr(text_config, "attn_logit_softcapping", None) else "sdpa",
+        attn_implementation=implementation,
         **options,
     )
     _compute_nf4_in(model, dtype)
@@ -498,8 +465,9 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
         )
     from peft import LoraConfig, get_peft_model
 
-    if on_cuda:
-        # Not peft's prepare_model_for_kbit_training: it casts embedding and head to fp32, 2.9 GiB more on the 32B.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **shared))
+    # Not peft's prepare_model_for_kbit_training: it casts embedding and head to fp32, 2.9 GiB more on the 32B.
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **shared))
+    # Which layers recompute is decided pack by pack: LanguageModel.keep_activations. Enabled behind get_peft_model, which
+    # would otherwise have gradients flow into the embedding.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return adapted

@@ -171,24 +171,35 @@ def library_versions() -> dict[str, str]:
 class Journal:
     """Scores of an inference that may be interrupted: one line a forward pass, on the disk before the next one starts.
 
+    Several processes write a part each, and each reads the parts of all, so that a job may go on with fewer or more of them.
+
     Attributes:
-        scores: by question id, what an earlier call with the same settings has scored.
+        scores: by EncodedQuestion.key, what an earlier call with the same settings has scored.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Opens the journal at `path`; one that was written with other settings is started anew."""
-        self.path = path
+    def __init__(self, path: Path, settings: dict[str, Any], *, part: int = 0) -> None:
+        """Opens part `part` of the journal at `path`; one that was written with other settings is started anew."""
+        self.path = path.with_name(f"{path.name}.{part}")
         self.scores: dict[str, list[float]] = {}
         head = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if lines and lines[0].strip() == head:
+        kept: list[str] = []
+        for other in sorted(path.parent.glob(f"{path.name}.*")):
+            lines = other.read_text(encoding="utf-8").splitlines(keepends=True)
+            if not lines or lines[0].strip() != head:
+                continue
             # A kill may cut the last line; only whole lines count, and the file goes on behind them.
             whole = [line for line in lines[1:] if line.endswith("\n")]
             for line in whole:
                 self.scores.update(json.loads(line))
-        else:
-            whole = []
-        write_text(path, "".join([head + "\n", *whole]))
+            if other == self.path:
+                kept = whole
+        write_text(self.path, "".join([head + "\n", *kept]))
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Removes all parts of the journal at `path`."""
+        for part in path.parent.glob(f"{path.name}.*"):
+            part.unlink()
 
     def add(self, scores: dict[str, list[float]]) -> None:
         """Appends one forward pass.

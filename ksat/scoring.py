@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ksat import processes
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
-from ksat.models import LanguageModel, peak_memory_gib
-from ksat.packing import build_pack, plan_packs
+from ksat.language_model import LanguageModel
+from ksat.models import peak_memory_gib
+from ksat.packing import Pack, build_pack, plan_packs
 from ksat.questions import MAX_CHOICES
 
 FloatArray = NDArray[np.float64]
@@ -40,16 +42,17 @@ def score_questions(
 ) -> FloatArray:
     """(N, 5) scores of all choices, in the order of `questions`; NaN where a choice does not exist.
 
-    A score is the log-likelihood of the choice divided by its divisor (see EncodedQuestion), before any scale. Packs are
-    longest first, so memory runs out at once or never. If it does, the pack is halved, and so is the budget that follows.
+    A score is the log-likelihood of the choice divided by its divisor (see LanguageModel.choice_scores), before any scale.
+    Packs are longest first, so memory runs out at once or never. If it does, the pack is halved, and so are those that
+    follow. Several processes share the packs; each gets the whole table.
 
     Args:
         model: scores packs; is put into evaluation mode and left there.
         questions: in any order, of any length.
         pack_tokens: budget of one forward pass, in tokens.
-        done: scores by id from an earlier, interrupted call.
+        done: scores by EncodedQuestion.key from an earlier, interrupted call.
         progress: label of the progress bar.
-        on_scored: called after every forward pass with its scores by id.
+        on_scored: called after every forward pass with its scores by key.
 
     Raises:
         InputError: a score is not finite (the question is named), or one question alone does not fit the memory.
@@ -57,31 +60,48 @@ def score_questions(
     import torch
 
     model.model.eval()
-    by_id = {row_id: list(scores) for row_id, scores in (done or {}).items()}
-    waiting = plan_packs(questions, pack_tokens, as_padded_rows=not model.shares_prefixes)
-    bar = progress_bar(progress, len(questions), sum(question.id in by_id for question in questions))
+    by_key = {key: list(scores) for key, scores in (done or {}).items()}
+    waiting = processes.share(plan_packs(questions, pack_tokens, layout=model.layout))
+    bar = progress_bar(progress, len(questions), sum(question.key in by_key for question in questions))
     while waiting:
         rows = waiting.pop(0)
         # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
-        if all(questions[row].id in by_id for row in rows):
+        if all(questions[row].key in by_key for row in rows):
             continue
+        pack = build_pack(questions, rows, layout=model.layout)
         try:
             with torch.no_grad():  # not inference_mode: what a model caches here would fail in a later backward pass
-                scores = model.choice_scores(build_pack(questions, rows)).double().cpu().numpy()
+                scores = model.choice_scores(pack).double().cpu().numpy()
         except torch.OutOfMemoryError as error:
             waiting = _halved(questions, rows, waiting, error)
             torch.cuda.empty_cache()
             continue
-        fresh = _finite_scores(questions, rows, scores)
-        by_id.update(fresh)
+        fresh = _finite_scores(model, questions, pack, scores)
+        by_key.update(fresh)
         on_scored(fresh)
         bar.set_postfix({"memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False)
         bar.update(len(fresh))
     bar.close()
+    by_key = processes.join(by_key)
     table = np.full((len(questions), MAX_CHOICES), np.nan)
     for n, question in enumerate(questions):
-        table[n, : len(by_id[question.id])] = by_id[question.id]
+        table[n, : len(by_key[question.key])] = by_key[question.key]
     return table
+
+
+def average_orders(questions: Sequence[EncodedQuestion], scores: FloatArray) -> FloatArray:
+    """(N, 5) one row a question: the mean over its choice orders of the log-probability of every choice.
+
+    Args:
+        questions: the orders of a question stand behind each other, beginning with order 0.
+        scores: (M, 5), one row an order, columns in the question's own order of choices.
+    """
+    log_probs = scores - np.log(
+        np.nansum(np.exp(scores - np.nanmax(scores, axis=1, keepdims=True)), axis=1, keepdims=True)
+    )
+    first = [row for row, question in enumerate(questions) if question.order == 0]
+    counts = np.diff([*first, len(questions)])
+    return np.asarray(np.add.reduceat(log_probs, first, axis=0) / counts[:, None])
 
 
 def _halved(
@@ -102,16 +122,17 @@ def _halved(
 
 
 def _finite_scores(
-    questions: Sequence[EncodedQuestion], rows: Sequence[int], scores: FloatArray
+    model: LanguageModel, questions: Sequence[EncodedQuestion], pack: Pack, scores: FloatArray
 ) -> dict[str, list[float]]:
     result = {}
-    for row, row_scores in zip(rows, scores, strict=True):
+    for row, row_scores in zip(pack.rows, scores, strict=True):
         question = questions[row]
         own = row_scores[: len(question.continuations)]
         if not np.isfinite(own).all():
             raise InputError(
-                f"question {question.id!r}: the model's score is not finite ({own.tolist()}); half precision overflowed: use "
-                "--dtype float32 or bfloat16, or another base"
+                f"question {question.id!r}: the model's score is not finite ({own.tolist()}, first in "
+                f"{model.first_overflow(pack) or 'the head'}); half precision overflowed: use --dtype float32 or bfloat16, or "
+                "another base"
             )
-        result[question.id] = own.tolist()
+        result[question.key] = own.tolist()
     return result

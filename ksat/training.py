@@ -6,25 +6,29 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from ksat import processes
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
-from ksat.models import LanguageModel, peak_memory_gib
+from ksat.language_model import LanguageModel
+from ksat.models import peak_memory_gib
 from ksat.packing import Pack, build_pack, plan_packs
 from ksat.runs import write_text
 from ksat.scoring import progress_bar
+from ksat.step_memory import StepMemory
 
 SECONDS_BETWEEN_SAVES = 300.0
 _COMPLETE = "complete"  # marks a trainer checkpoint whose files are all written
@@ -45,6 +49,7 @@ class TrainSettings:
         scale: factor on the scores before the softmax; the one that inference uses.
         seed: order of the questions, dropout.
         report_to: "none", or a logger that transformers knows.
+        loss: "choices", softmax over the row's own choices, or "vocab", cross-entropy of the answer over the vocabulary.
     """
 
     epochs: int
@@ -57,68 +62,179 @@ class TrainSettings:
     scale: float
     seed: int
     report_to: str
+    loss: str
 
 
-def choice_loss(scores: torch.Tensor, answer_indices: torch.Tensor, scale: float) -> torch.Tensor:
-    """Sum over the questions of -log p(answer), p the softmax of scale * scores over the row's own choices.
+def choice_losses(scores: torch.Tensor, answer_indices: torch.Tensor, scale: float) -> torch.Tensor:
+    """(n,) -log p(answer) of each row, p the softmax of scale * scores over the row's own choices.
 
     Args:
         scores: (n, K), -inf where a choice does not exist.
         answer_indices: (n,) counted from 0.
         scale: as in inference.
     """
-    return torch.nn.functional.cross_entropy(scale * scores, answer_indices, reduction="sum")
+    return torch.nn.functional.cross_entropy(scale * scores, answer_indices, reduction="none")
+
+
+def as_completion(question: EncodedQuestion) -> EncodedQuestion:
+    """The question with nothing behind its prompt but the answer: what `--loss vocab` trains, as TRL and Unsloth do.
+
+    Its score over the vocabulary is the mean log-probability of the answer's tokens.
+    """
+    if question.answer_index is None:
+        raise ValueError(f"question {question.id!r} has no answer to train on")
+    tokens = question.continuations[question.answer_index]
+    return replace(question, continuations=(tokens,), divisors=(float(len(tokens)),), answer_index=0)
+
+
+def group_orders(questions: Sequence[EncodedQuestion]) -> list[list[int]]:
+    """The rows of each question: an order of its choices is a row of its own, behind the first."""
+    groups: list[list[int]] = []
+    for row, question in enumerate(questions):
+        if question.order == 0:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of an epoch: each the questions of one optimizer step, in an order that follows from seed and epoch.
+
+    Every process draws the same batches and computes its share of each.
+    """
+
+    def __init__(self, num_questions: int, questions_per_step: int, seed: int) -> None:
+        self.num_questions, self.questions_per_step, self.seed, self.epoch = num_questions, questions_per_step, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_questions // self.questions_per_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.num_questions, generator=generator).tolist()
+        for start in range(0, self.num_questions, self.questions_per_step):
+            yield order[start : start + self.questions_per_step]
+
+
+class _StepLoader(DataLoader[Any]):
+    """Tells its sampler the epoch, which the Trainer asks of a loader."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 class ChoiceTrainer(SFTTrainer):
-    """SFTTrainer whose batch is one step's questions and whose loss is the mean over them, however they are packed."""
+    """SFTTrainer whose batch is one step's questions and whose loss is the mean over them, however they are packed and
+    however many processes share them."""
 
     def __init__(
-        self, model: LanguageModel, questions: Sequence[EncodedQuestion], settings: TrainSettings, folder: Path
+        self,
+        model: LanguageModel,
+        questions: Sequence[EncodedQuestion],
+        settings: TrainSettings,
+        folder: Path,
+        memory: StepMemory | None = None,
     ) -> None:
-        self.language_model, self.questions, self.settings = model, questions, settings
+        self.language_model, self.settings = model, settings
+        self.memory = memory or StepMemory(model)
+        self.questions = [as_completion(q) for q in questions] if settings.loss == "vocab" else list(questions)
+        self.groups = group_orders(questions)
         super().__init__(
             model=model.model,
-            args=_trainer_arguments(model, settings, folder, num_questions=len(questions)),
-            train_dataset=Dataset.from_dict({"row": list(range(len(questions)))}),
-            data_collator=lambda batch: {"rows": torch.tensor([item["row"] for item in batch])},
+            args=_trainer_arguments(model, settings, folder, num_questions=len(self.groups)),
+            train_dataset=Dataset.from_dict({"question": list(range(len(self.groups)))}),
+            data_collator=lambda batch: {"questions": torch.tensor([item["question"] for item in batch])},
             processing_class=model.tokenizer,
         )
         # TRL casts the adapter of a quantised base to bf16; the fp16 scaler then fails, and bf16 loses small updates.
         for parameter in model.model.parameters():
             if parameter.requires_grad and parameter.dtype != torch.float64:
                 parameter.data = parameter.data.float()
+        # Several processes add up their gradients themselves, once a step; DistributedDataParallel would do so once a pack.
+        model.model._is_accelerate_prepared = True
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The steps' questions; not split by accelerate, because processes share packs, not questions."""
+        sampler = StepSampler(len(self.groups), self.settings.questions_per_step, self.settings.seed)
+        dataset: Any = self.train_dataset
+        return _StepLoader(dataset, batch_sampler=sampler, collate_fn=self.data_collator)
 
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of one step's questions, pack by pack; returns their mean loss."""
+        """Forward and backward of one step's questions, pack by pack; returns their mean loss over all processes."""
         model.train()
-        rows = inputs["rows"].tolist()
-        total = torch.zeros((), device=self.language_model.device)
-        for pack_rows in plan_packs(
-            self.questions,
-            self.settings.pack_tokens,
-            batch=rows,
-            as_padded_rows=not self.language_model.shares_prefixes,
-        ):
-            pack = build_pack(self.questions, pack_rows)
-            scores = self.language_model.choice_scores(pack)
-            self._require_finite(pack, scores)
-            answers = torch.from_numpy(pack.answer_indices).to(scores.device)
-            loss = choice_loss(scores, answers, self.settings.scale) / len(rows)
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        batch = [row for question in inputs["questions"].tolist() for row in self.groups[question]]
+        weights = {row: 1 / (len(inputs["questions"]) * self.questions[row].num_orders) for row in batch}
+        plan = plan_packs(self.questions, self.settings.pack_tokens, batch=batch, layout=self.language_model.layout)
+        total = self._backward(processes.share(plan), weights)
+        processes.add_up([total, *self._gradients()])
         return total
+
+    def _backward(self, plan: list[list[int]], weights: dict[int, float]) -> torch.Tensor:
+        """The weighted loss of these packs; adds their gradients. Out of memory lowers the plan and repeats the packs of the
+        step, all of them: a backward pass that broke off has added a part of its gradients already."""
+        while True:
+            total = torch.zeros((), device=self.language_model.device)
+            try:
+                for rows in plan:
+                    total += self._backward_pack(
+                        build_pack(self.questions, rows, layout=self.language_model.layout), weights
+                    )
+                return total
+            except torch.OutOfMemoryError:
+                if not self.memory.lower():
+                    raise
+            self.language_model.model.zero_grad()
+            torch.cuda.empty_cache()
+
+    def _backward_pack(self, pack: Pack, weights: dict[int, float]) -> torch.Tensor:
+        self.memory.prepare(pack)
+        over_vocabulary = self.settings.loss == "vocab"
+        scores = self.language_model.choice_scores(pack, over_vocabulary=over_vocabulary)
+        self._require_finite(pack, scores)
+        answers = torch.from_numpy(pack.answer_indices).to(scores.device)
+        losses = -scores[:, 0] if over_vocabulary else choice_losses(scores, answers, self.settings.scale)
+        loss = (losses * losses.new_tensor([weights[row] for row in pack.rows.tolist()])).sum()
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def calibrate(self) -> None:
+        """Corrects the memory plan by two probe packs before the first step."""
+        if self.memory.plan is None:
+            return
+        self.language_model.model.train()
+        self.memory.calibrate(self.questions, self.settings.pack_tokens, self._probe)
+
+    def _probe(self, pack: Pack) -> None:
+        try:
+            scores = self.language_model.choice_scores(pack, over_vocabulary=self.settings.loss == "vocab")
+            scores[scores.isfinite()].sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.language_model.model.zero_grad()
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Every trainable parameter's gradient; zeros where this process had no pack."""
+        gradients = []
+        for parameter in self.language_model.model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        return gradients
 
     def _require_finite(self, pack: Pack, scores: torch.Tensor) -> None:
         exists = torch.from_numpy(pack.divisors).isfinite().to(scores.device)
         broken = (~scores.isfinite() & exists).any(dim=1)
         if broken.any():
             row = pack.rows[int(broken.nonzero()[0])]
+            where = self.language_model.first_overflow(pack) or "the head"
             raise InputError(
-                f"question {self.questions[row].id!r}: the model's score is not finite at step {self.state.global_step}; lower "
-                "--lr, or use --dtype bfloat16 or float32"
+                f"question {self.questions[row].id!r}: the model's score is not finite at step {self.state.global_step} (first "
+                f"in {where}); lower --lr, or use --dtype bfloat16 or float32"
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -167,14 +283,15 @@ class RunCallback(TrainerCallback):
     """Progress bar, log.jsonl, timed saves, and what happens after each epoch."""
 
     def __init__(
-        self, settings: TrainSettings, num_questions: int, log_path: Path, after_epoch: Callable[[int], bool]
+        self,
+        settings: TrainSettings,
+        num_questions: int,
+        log_path: Path,
+        after_epoch: Callable[[int], bool],
+        memory: StepMemory,
     ) -> None:
-        self.settings, self.num_questions, self.log_path, self.after_epoch = (
-            settings,
-            num_questions,
-            log_path,
-            after_epoch,
-        )
+        self.settings, self.num_questions, self.log_path = settings, num_questions, log_path
+        self.after_epoch, self.memory = after_epoch, memory
         self.last_save = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -188,13 +305,15 @@ class RunCallback(TrainerCallback):
         short = self.per_epoch * self.settings.questions_per_step - self.num_questions
         is_last = state.global_step % self.per_epoch == 0
         self.bar.update(self.settings.questions_per_step - (short if is_last else 0))
-        if time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES:
+        if processes.agree(time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES):
             control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
+        if not processes.is_main():
+            return
         with self.log_path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            log.write(json.dumps({"step": state.global_step, **logs, **self.memory.to_dict()}) + "\n")
         if "loss" in logs:
             self.bar.set_postfix(
                 {"loss": f"{logs['loss']:.3f}", "memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False
@@ -206,7 +325,9 @@ class RunCallback(TrainerCallback):
         control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, "")
+        processes.wait()  # each process writes the state of its random numbers there
+        if processes.is_main():
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, "")
         self.last_save = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -246,6 +367,7 @@ def train(
     *,
     folder: Path,
     after_epoch: Callable[[int], bool],
+    memory: StepMemory | None = None,
 ) -> None:
     """Trains the model's LoRA in place; goes on from the last complete checkpoint in `folder`, if there is one.
 
@@ -255,25 +377,30 @@ def train(
         settings: see TrainSettings.
         folder: takes checkpoints and log.jsonl.
         after_epoch: called with the number of epochs done; True stops early.
+        memory: says which layers recompute; none do if it is not given.
 
     Raises:
         InputError: a score is not finite, the disk is full, or one question alone does not fit the GPU's memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(folder)
-    # What a kill left half-written would only confuse the rotation of checkpoints.
-    for path in folder.glob("checkpoint-*"):
-        if not (path / _COMPLETE).exists():
-            shutil.rmtree(path)
-    _forget_log_after(folder / "log.jsonl", int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
-    trainer = ChoiceTrainer(model, questions, settings, folder)
+    processes.wait()
+    if processes.is_main():
+        # What a kill left half-written would only confuse the rotation of checkpoints.
+        for path in folder.glob("checkpoint-*"):
+            if not (path / _COMPLETE).exists():
+                shutil.rmtree(path)
+        _forget_log_after(folder / "log.jsonl", int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
+    processes.wait()
+    trainer = ChoiceTrainer(model, questions, settings, folder, memory)
     expected = (model.dtype == "bfloat16", model.dtype == "float16")
     if (trainer.args.bf16, trainer.args.fp16) != expected:
         raise RuntimeError(
             f"the trainer was patched to another precision than {model.dtype}; what is trained would not be scored"
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunCallback(settings, len(questions), folder / "log.jsonl", after_epoch))
+    trainer.add_callback(RunCallback(settings, len(trainer.groups), folder / "log.jsonl", after_epoch, trainer.memory))
+    trainer.calibrate()
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", file=sys.stderr)
     try:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ksat import processes
 from ksat.encoding import EncodedQuestion
+from ksat.language_model import LanguageModel
 from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
-from ksat.models import LanguageModel
 from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question, passage_key
 from ksat.runs import read_json, write_json
@@ -85,7 +86,7 @@ class Validation:
             self.progress |= {
                 name: m.to_dict() for name, m in (("control", control), ("control_scale_1", raw), ("random", baseline))
             }
-        write_json(self.path, self.progress)
+        self._write()
 
     def after_epoch(self, epoch: int) -> bool:
         """Scores the rows, keeps the adapter if this epoch is the best so far; True when patience has ended."""
@@ -103,18 +104,23 @@ class Validation:
             [_log_loss(e) for e in self.progress["epochs"]] if self.questions else [float(-e) for e in range(epoch)]
         )
         self.progress["best_epoch"] = int(np.argmin(losses)) + 1
-        if self.best_epoch == epoch:
+        if self.best_epoch == epoch and processes.is_main():
             kept = self.folder / f"epoch-{epoch}"
             shutil.rmtree(kept, ignore_errors=True)
             # save_embedding_layers: "auto" would ask the hub whether the vocabulary was resized; it never is.
             self.model.model.save_pretrained(kept, save_embedding_layers=False)
             if self.questions:
                 write_probs(kept / "validation.probs.csv", Predictions(tuple(q.id for q in self.questions), probs))
-        write_json(self.path, self.progress)
-        for other in self.folder.glob("epoch-*"):
-            if other.name != f"epoch-{self.best_epoch}":
-                shutil.rmtree(other)
+        self._write()
+        if processes.is_main():
+            for other in self.folder.glob("epoch-*"):
+                if other.name != f"epoch-{self.best_epoch}":
+                    shutil.rmtree(other)
         return self._patience_ended()
+
+    def _write(self) -> None:
+        if processes.is_main():
+            write_json(self.path, self.progress)
 
     def warn_if_control_is_better(self) -> None:
         """The untuned base is often hard to beat; a user should hear of it before the test set does."""

@@ -1,4 +1,4 @@
-"""Bases: which one is taken, what can't be loaded, and scores that are the plain model's own, for every family."""
+"""Bases: which one is taken, and what can't be loaded."""
 
 import importlib.util
 import shutil
@@ -9,14 +9,13 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from tiny import FAMILIES, WINDOW, base_folder, encode, load_base, make_questions, make_tokenizer
+from tiny import base_folder, encode, load_base, make_questions, make_tokenizer
 
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
+from ksat.language_model import LanguageModel
 from ksat.models import (
     Device,
-    Engine,
-    LanguageModel,
     choose_base,
     choose_dtype,
     choose_engine,
@@ -197,48 +196,10 @@ def test_unknown_base(monkeypatch: pytest.MonkeyPatch) -> None:
         load_base(Path("nowhere/nothing"))
 
 
-def plain_scores(model: LanguageModel, question: EncodedQuestion) -> list[float]:
-    """The definition: each prompt with one choice behind it, alone, through the model's own forward with all logits."""
-    scores = []
-    for continuation, divisor in zip(question.continuations, question.divisors, strict=True):
-        ids = torch.tensor([[*question.prompt_ids, *continuation]])
-        with torch.no_grad():
-            log_probs = model.model(input_ids=ids).logits[0].double().log_softmax(dim=-1)
-        first = len(question.prompt_ids) - 1
-        score = sum(log_probs[first + i, token].item() for i, token in enumerate(continuation))
-        scores.append(score / divisor)
-    return scores
-
-
 def packed_scores(model: LanguageModel, questions: Sequence[EncodedQuestion]) -> list[list[float]]:
     with torch.no_grad():
         scores = model.choice_scores(build_pack(questions, range(len(questions)))).tolist()
     return [row[: len(q.continuations)] for row, q in zip(scores, questions, strict=True)]
-
-
-@pytest.fixture
-def double_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' eager attention (Gemma 2) rounds its softmax to fp32 even in an fp64 model."""
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim=-1, dtype=None: x.softmax(dim))
-
-
-@pytest.mark.usefixtures("double_softmax")
-@pytest.mark.parametrize("score_by", ["label", "text"])
-@pytest.mark.parametrize("engine", ["transformers", "unsloth"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packs_score_as_each_choice_alone(family: str, engine: Engine, score_by: str) -> None:
-    """Shared prefixes behind a block mask, and padded rows (what Unsloth gets), change nothing."""
-    questions = encode(make_questions(5), score_by)
-    assert all(len(question.prompt_ids) > 2 * WINDOW for question in questions)
-    assert score_by == "label" or max(len(ids) for q in questions for ids in q.continuations) > 3
-    for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-9)):
-        model = load_base(base_folder(family), dtype=dtype)
-        model = LanguageModel(
-            model.model, model.tokenizer, engine=engine, dtype=dtype
-        )  # its rows are plain transformers
-        expected = [plain_scores(model, question) for question in questions]
-        for found, row in zip(packed_scores(model, questions), expected, strict=True):
-            assert found == pytest.approx(row, abs=tolerance)
 
 
 def test_choices_that_do_not_exist_are_minus_infinity() -> None:

@@ -18,7 +18,7 @@ from tiny import base_folder, make_questions, read_probs, read_rows, write_quest
 import ensemble
 import inference
 import train
-from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, exit_code
+from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
 from ksat.questions import passage_key, read_questions
 from ksat.runs import file_sha256, read_json
 
@@ -366,14 +366,6 @@ def test_a_resumed_run_keeps_how_it_is_computed(here: Path, monkeypatch: pytest.
     assert (settings["pack_tokens"], settings["engine"], settings["dtype"]) == (300, "transformers", "float32")
 
 
-def test_several_processes_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        InputError, match="several processes .* are not served yet; start train.py with python, on one GPU"
-    ):
-        run_train("--run", "two-processes")
-
-
 def test_the_sidecar_says_where_the_shots_came_from(here: Path, tmp_path: Path) -> None:
     """The interrupted scores of another file's shots must not go on: source and hash are part of the journal's key."""
     run_inference("--base", str(base_folder()), "--shots", "1", "--out", str(tmp_path / "one"), "--limit", "1")
@@ -395,7 +387,7 @@ def test_inference_goes_on_after_kill_9_with_the_same_bits(here: Path, tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    journal = tmp_path / ".killed.probs.csv.partial"
+    journal = tmp_path / ".killed.probs.csv.partial.0"
     assert len(journal.read_text().splitlines()) == 4
     assert not (tmp_path / "killed.csv").exists()
     inference.main([*flags, "--out", str(tmp_path / "killed")])
@@ -406,7 +398,7 @@ def test_inference_goes_on_after_kill_9_with_the_same_bits(here: Path, tmp_path:
 
 def test_inference_starts_anew_when_the_interrupted_one_had_other_settings(here: Path, tmp_path: Path) -> None:
     for run in ("small", "full"):
-        journal = tmp_path / ".x.probs.csv.partial"
+        journal = tmp_path / ".x.probs.csv.partial.0"
         journal.write_text(f'0000\n{{"q-280": [0, 0, 0, 0]}}\n# {run}\n')
         run_inference("--ckpt", f"checkpoints/{run}", "--out", str(tmp_path / "x"), "--overwrite")
         assert_same_probs(tmp_path / "x.probs.csv", Path(f"submissions/{run}.probs.csv"), 0)
@@ -416,15 +408,15 @@ def test_inference_starts_anew_when_the_interrupted_one_had_other_settings(here:
 def test_ctrl_c_exits_130_and_the_work_goes_on(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str
 ) -> None:
-    from ksat.models import LanguageModel
+    from ksat.language_model import LanguageModel
 
     score, calls = LanguageModel.choice_scores, []
 
-    def interrupt(self: LanguageModel, pack: Any) -> Any:
+    def interrupt(self: LanguageModel, pack: Any, **how: bool) -> Any:
         calls.append(pack)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return score(self, pack)
+        return score(self, pack, **how)
 
     def main() -> None:
         if script == "train":

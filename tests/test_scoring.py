@@ -9,8 +9,8 @@ from tiny import base_folder, encode, load_base, make_questions
 
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
-from ksat.models import LanguageModel
-from ksat.packing import Pack, num_pack_tokens
+from ksat.language_model import LanguageModel
+from ksat.packing import Pack, num_tree_tokens
 from ksat.scoring import choice_probs, score_questions
 
 
@@ -75,11 +75,11 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> lis
     """Makes a forward pass of more tokens fail; the returned list takes the size of every pass."""
     score, sizes = LanguageModel.choice_scores, []
 
-    def limited(self: LanguageModel, pack: Pack) -> torch.Tensor:
+    def limited(self: LanguageModel, pack: Pack, **how: bool) -> torch.Tensor:
         sizes.append(pack.num_tokens)
         if pack.num_tokens > num_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return score(self, pack)
+        return score(self, pack, **how)
 
     monkeypatch.setattr(LanguageModel, "choice_scores", limited)
     return sizes
@@ -89,7 +89,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
     model: LanguageModel, questions: list[EncodedQuestion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = score_questions(model, questions, pack_tokens=10_000)
-    total = sum(map(num_pack_tokens, questions))
+    total = num_tree_tokens(questions)
     sizes = out_of_memory_above(monkeypatch, total // 3)
     scored: list[str] = []
     found = score_questions(model, questions, pack_tokens=10_000, on_scored=scored.extend)
@@ -102,8 +102,8 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
 def test_a_question_that_alone_does_not_fit_is_named(
     model: LanguageModel, questions: list[EncodedQuestion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longest = max(questions, key=num_pack_tokens)
-    out_of_memory_above(monkeypatch, num_pack_tokens(longest) - 1)
+    longest = max(questions, key=lambda question: num_tree_tokens([question]))
+    out_of_memory_above(monkeypatch, num_tree_tokens([longest]) - 1)
     with pytest.raises(
         InputError,
         match=rf"question '{longest.id}': out of memory with this question alone \(\d+ tokens\); lower --max-tokens",

@@ -12,16 +12,17 @@ from tiny import base_folder, encode, load_base, make_questions
 
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
-from ksat.models import Device, LanguageModel, LoadSettings, load
+from ksat.language_model import LanguageModel
+from ksat.models import Device, LoadSettings, load
 from ksat.packing import Pack, build_pack
 from ksat.scoring import choice_probs, score_questions
-from ksat.training import ChoiceTrainer, TrainSettings, check_logger, choice_loss, last_checkpoint, train
+from ksat.training import ChoiceTrainer, TrainSettings, check_logger, choice_losses, last_checkpoint, train
 
 
 def make_settings(**changed: Any) -> TrainSettings:
     values: dict[str, Any] = {
         "epochs": 1, "lr": 0.01, "questions_per_step": 4, "pack_tokens": 600, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0,
-        "scale": 1.0, "seed": 0, "report_to": "none",
+        "scale": 1.0, "seed": 0, "report_to": "none", "loss": "choices",
     }  # fmt: skip
     return TrainSettings(**values | changed)
 
@@ -44,8 +45,8 @@ def answer_losses(
 def test_loss_by_hand() -> None:
     scores = torch.tensor([[0.0, np.log(3.0), -torch.inf], [0.0, 0.0, 0.0]])
     answers = torch.tensor([1, 2])
-    assert choice_loss(scores, answers, 1.0).item() == pytest.approx(-np.log(0.75) - np.log(1 / 3))
-    assert choice_loss(scores, answers, 2.0).item() == pytest.approx(-np.log(0.9) - np.log(1 / 3))
+    assert choice_losses(scores, answers, 1.0).tolist() == pytest.approx([-np.log(0.75), -np.log(1 / 3)])
+    assert choice_losses(scores, answers, 2.0).tolist() == pytest.approx([-np.log(0.9), -np.log(1 / 3)])
 
 
 @pytest.mark.parametrize(("score_by", "scale"), [("label", 1.0), ("text", 2.5)])
@@ -63,7 +64,7 @@ def test_mistake_8_every_question_is_in_the_loss_once_an_epoch(tmp_path: Path, m
     step = ChoiceTrainer.training_step
 
     def recorded(self: ChoiceTrainer, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        steps.append([self.questions[row].id for row in inputs["rows"].tolist()])
+        steps.append([self.questions[row].id for row in inputs["questions"].tolist()])
         return step(self, model, inputs, num_items_in_batch)
 
     monkeypatch.setattr(ChoiceTrainer, "training_step", recorded)
@@ -92,7 +93,7 @@ def test_gradients_do_not_depend_on_packing(tmp_path: Path, score_by: str) -> No
         for name, parameter in model.model.named_parameters():
             if "lora_B" in name:  # at 0 it would keep A's gradient at 0
                 torch.nn.init.normal_(parameter, std=0.05)
-        trainer.training_step(model.model, {"rows": torch.arange(6)})
+        trainer.training_step(model.model, {"questions": torch.arange(6)})
         found.append({name: p.grad for name, p in model.model.named_parameters() if p.grad is not None})
     alone, few, together = found
     assert len(alone) == 28
@@ -165,20 +166,21 @@ def test_a_score_that_is_not_finite_names_its_question_and_stops(
     questions = encode(make_questions(4), "label")
     score = LanguageModel.choice_scores
 
-    def broken(self: LanguageModel, pack: Pack) -> torch.Tensor:
+    def broken(self: LanguageModel, pack: Pack, **how: bool) -> torch.Tensor:
         scores = score(self, pack)
         hit = torch.from_numpy(pack.rows == 2)[:, None] & (torch.arange(scores.shape[1]) == 0)
         return scores.masked_fill(hit, torch.nan)
 
     monkeypatch.setattr(LanguageModel, "choice_scores", broken)
     with pytest.raises(
-        InputError, match=rf"question '{questions[2].id}': the model's score is not finite at step 0; lower --lr"
+        InputError,
+        match=rf"question '{questions[2].id}': the model's score is not finite at step 0 .first in the head.; lower --lr",
     ):
         run(load_base(base_folder(), rank=4), questions, tmp_path)
 
 
 def test_out_of_memory_says_which_flags_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: LanguageModel, pack: Pack) -> torch.Tensor:
+    def full(self: LanguageModel, pack: Pack, **how: bool) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
 
     monkeypatch.setattr(LanguageModel, "choice_scores", full)
@@ -187,7 +189,7 @@ def test_out_of_memory_says_which_flags_to_lower(tmp_path: Path, monkeypatch: py
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: LanguageModel, pack: Pack) -> torch.Tensor:
+    def fail(self: LanguageModel, pack: Pack, **how: bool) -> torch.Tensor:
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(LanguageModel, "choice_scores", fail)

@@ -165,11 +165,13 @@ def load_base(
     engine: Any = "transformers",
     rank: int = 0,
     seed: int = 0,
+    share_prefixes: bool = True,
 ) -> Any:
     """The LanguageModel of a folder on the CPU, with a fresh LoRA of this rank if it is above 0."""
     from ksat.models import Device, LoadSettings, LoraSettings, load
 
-    settings = LoadSettings(str(folder), engine, Device("cpu", "test", (0, 0), 0.0), dtype, nf4, 2048)
+    device = Device("cpu", "test", (0, 0), 0.0)
+    settings = LoadSettings(str(folder), engine, device, dtype, nf4, 2048, share_prefixes=share_prefixes)
     return load(settings, lora=LoraSettings(rank, 2.0 * rank**0.5, 0.0, True) if rank else None, seed=seed)
 
 
@@ -179,3 +181,11 @@ def encode(questions: Sequence[Question], score_by: Any, *, chat: bool = True) -
 
     encoder = Encoder(make_tokenizer(chat=chat), DEFAULT_TEMPLATES[score_by], score_by, max_tokens=2048)
     return [encoder.encode(question) for question in questions]
+
+
+def encode_orders(questions: Sequence[Question], num_orders: int) -> list[Any]:
+    """The same by label, every order of a question behind the other."""
+    from ksat.encoding import Encoder
+
+    encoder = Encoder(make_tokenizer(), DEFAULT_TEMPLATES["label"], "label", max_tokens=2048)
+    return [order for question in questions for order in encoder.encode_orders(question, num_orders)]
