@@ -171,7 +171,7 @@ def _score(
     from ksat.step_memory import scoring_pack_tokens
 
     dtype = models.choose_dtype(args.dtype, device, setup["base"])
-    engine = models.choose_engine(args.engine, device, dtype)
+    engine = models.choose_engine(args.engine, device, dtype, setup["base"])
     report: dict[str, Any] = {
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
         "device": device.name, "versions": library_versions(), "choice_orders": args.choice_orders,

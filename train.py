@@ -289,7 +289,7 @@ def _resolve(
         for name in ("dtype", "engine")
     }
     settings["dtype"] = choose_dtype(asked["dtype"], device, settings["base"])
-    settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"])
+    settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"], settings["base"])
     settings["pack_tokens"] = args.pack_tokens or stored.get(
         "pack_tokens"
     )  # None: from the free memory, once it is known

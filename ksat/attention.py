@@ -28,16 +28,36 @@ NAME = "ksat"
 SERVED = frozenset(("qwen2", "qwen3", "llama", "mistral", "cohere", "cohere2", "gemma2", "gemma3_text", "exaone4"))
 
 
-def require_served(base: str, model_type: str, layer_types: set[str]) -> None:
+# Those whose sequences Unsloth's packed attention keeps apart. Gemma 2's see each other there without flash-attn (measured:
+# log-probabilities 8 apart), without a word.
+SERVED_BY_UNSLOTH = SERVED - {"gemma2"}
+
+
+def require_served(base: str, config: Any) -> None:
     """Raises InputError unless packs of this family may share prefixes."""
-    others = layer_types - {"full_attention", "sliding_attention"}
-    if model_type in SERVED and not others:
+    others = _layer_types(config) - {"full_attention", "sliding_attention"}
+    if config.model_type in SERVED and not others:
         return
-    reason = f"its layers {sorted(others)} keep a state" if others else f"model type {model_type!r} is not tested"
+    reason = (
+        f"its layers {sorted(others)} keep a state" if others else f"model type {config.model_type!r} is not tested"
+    )
     raise InputError(
         f"--base {base}: prompts can't share prefixes here ({reason}; served: {', '.join(sorted(SERVED))}); pass "
         "--no-share-prefixes, which computes every prompt in a row of its own"
     )
+
+
+def require_served_by_unsloth(base: str, config: Any) -> None:
+    """Raises InputError unless Unsloth keeps the sequences of a pack of this family apart."""
+    if config.model_type not in SERVED_BY_UNSLOTH or _layer_types(config) - {"full_attention", "sliding_attention"}:
+        raise InputError(
+            f"--base {base}: Unsloth does not keep the prompts of a pack apart for model type {config.model_type!r} (served: "
+            f"{', '.join(sorted(SERVED_BY_UNSLOTH))}); use --engine transformers"
+        )
+
+
+def _layer_types(config: Any) -> set[str]:
+    return set(getattr(config, "layer_types", None) or [])
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:

@@ -130,7 +130,8 @@ class LanguageModel:
         position_ids = torch.from_numpy(pack.position_ids)[None].to(self.device)
         if self.engine == "unsloth":
             lengths = [segment.end - segment.start for segment in pack.segments]
-            how: dict[str, Any] = {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32, device=self.device)}
+            # On the CPU: Unsloth would have to wait for the GPU to read them.
+            how: dict[str, Any] = {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32)}
         else:
             how = {"attention_plan": AttentionPlan(pack, self.device)}
         with self.autocast():

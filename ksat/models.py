@@ -10,6 +10,7 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,8 +127,9 @@ def choose_dtype(asked: str, device: Device, base: str = "") -> str:
     return "float32" if is_embedded(base) or "gemma-3" in base.lower() else "float16"
 
 
-def choose_engine(asked: str, device: Device, dtype: str = "auto") -> Engine:
-    """The engine for --engine auto|unsloth|transformers; auto is Unsloth on CUDA, until a benchmark of ours says otherwise.
+def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "") -> Engine:
+    """The engine for --engine auto|unsloth|transformers; auto is Unsloth on CUDA, until a benchmark of ours says otherwise,
+    but for Gemma 2, whose prompts Unsloth does not keep apart in a pack.
 
     Raises:
         InputError: unsloth was asked for and is not installed, or not able to train in this dtype.
@@ -140,9 +142,8 @@ def choose_engine(asked: str, device: Device, dtype: str = "auto") -> Engine:
     full_precision = device.kind == "cuda" and dtype == "float32"
     if asked == "unsloth" and full_precision:
         raise InputError("--engine unsloth: on CUDA it trains float32 in half precision; use --engine transformers")
-    if asked == "unsloth" or (asked == "auto" and device.kind == "cuda" and installed and not full_precision):
-        return "unsloth"
-    return "transformers"
+    served = device.kind == "cuda" and installed and not full_precision and "gemma-2" not in base.lower()
+    return "unsloth" if asked == "unsloth" or (asked == "auto" and served) else "transformers"
 
 
 def choose_base(device: Device, *, samples: bool) -> tuple[str, str]:
@@ -385,9 +386,7 @@ def _load_transformers(settings: LoadSettings) -> Any:
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     text_config = config.get_text_config()
     if settings.share_prefixes:
-        attention.require_served(
-            settings.base, text_config.model_type, set(getattr(text_config, "layer_types", None) or [])
-        )
+        attention.require_served(settings.base, text_config)
         attention.register()
         implementation = attention.NAME
     else:
@@ -425,8 +424,18 @@ def _compute_nf4_in(model: Any, dtype: Any) -> None:
 
 def _load_unsloth(settings: LoadSettings) -> Any:
     import torch
+    from transformers import AutoConfig
     from unsloth import FastLanguageModel
 
+    from ksat.attention import require_served_by_unsloth
+
+    config = AutoConfig.from_pretrained(base_path(settings.base), trust_remote_code=settings.trust_remote_code)
+    require_served_by_unsloth(settings.base, config.get_text_config())
+    if settings.device.kind == "cuda":
+        # For families without a fast forward of Unsloth's; only its own trainer would call this.
+        from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
+
+        enable_hf_packed_attention()
     model, _ = FastLanguageModel.from_pretrained(
         base_path(settings.base),
         # It cuts what is longer: the limit is the prompt's, and a choice's text stands behind it.
@@ -444,7 +453,6 @@ def _load_unsloth(settings: LoadSettings) -> Any:
 def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int) -> Any:
     import torch
 
-    on_cuda = settings.device.kind == "cuda"
     shared: dict[str, Any] = {
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -454,15 +462,17 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
     }
     torch.manual_seed(seed)
     if settings.engine == "unsloth":
+        from torch.utils.checkpoint import checkpoint
         from unsloth import FastLanguageModel
 
-        return FastLanguageModel.get_peft_model(
-            model,
-            target_modules=SEVEN_LINEAR,
-            use_gradient_checkpointing="unsloth" if on_cuda else False,
-            random_state=seed,
-            **shared,
+        adapted = FastLanguageModel.get_peft_model(
+            model, target_modules=SEVEN_LINEAR, use_gradient_checkpointing=True, random_state=seed, **shared
         )
+        # Not "unsloth", which offloads to the CPU and takes buffers of the GPU when it sees room: the plan could not hold.
+        function = partial(checkpoint, use_reentrant=False, preserve_rng_state=lora.dropout > 0)
+        for layer in adapted.get_base_model().get_decoder().layers:
+            layer._gradient_checkpointing_func = function
+        return adapted
     from peft import LoraConfig, get_peft_model
 
     # Not peft's prepare_model_for_kbit_training: it casts embedding and head to fp32, 2.9 GiB more on the 32B.

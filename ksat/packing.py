@@ -6,9 +6,10 @@ continuation but for its last token, which is scored and never read.
 """
 
 import bisect
+import heapq
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ IntArray = NDArray[np.int64]
 # "tree" shares prefixes; "flat" puts every sequence apart into the row (Unsloth's packed attention); "rows" are to become
 # padded rows, for layers that keep a state.
 Layout = Literal["tree", "flat", "rows"]
-CLEARLY_SHARED = 32  # tokens beyond the prefix of all prompts that make two questions neighbours in a pack
+CLEARLY_SHARED = 32  # tokens beyond the prefix of all that make two questions neighbours in a pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,49 +75,73 @@ def ancestors(segments: Sequence[Segment], index: int) -> list[int]:
     return chain[::-1]
 
 
-def sequences(question: EncodedQuestion) -> list[tuple[int, ...]]:
-    """What the model has to read for a question: no sequence twice, and none that another one begins with."""
-    whole = sorted({question.prompt_ids + branch[:-1] for branch in question.continuations})
-    # In sorted order a sequence stands right before those that begin with it.
-    return [a for a, b in zip(whole, [*whole[1:], ()], strict=True) if b[: len(a)] != a]
+def _leaves(sequences: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """In lexicographic order, none twice, and none that another one begins with: where a radix tree's leaves end."""
+    ordered = sorted(set(sequences))
+    # Those that begin with a sequence stand right behind it.
+    return [a for a, b in itertools.pairwise(ordered) if b[: len(a)] != a] + ordered[-1:]
 
 
-def _common_prefix(a: IntArray, b: IntArray) -> int:
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    return int(differs.argmax()) if differs.any() else length
+def _sequences(questions: Iterable[EncodedQuestion]) -> list[tuple[int, ...]]:
+    """What the model reads for these questions."""
+    return _leaves(q.prompt_ids + read for q in questions for read in _leaves(b[:-1] for b in q.continuations))
 
 
-@dataclass(slots=True)
-class _Node:
-    ids: IntArray
-    children: "dict[int, _Node]" = field(default_factory=dict)
-    start: int = 0
+def _shared(ordered: Sequence[IntArray]) -> list[int]:
+    """Tokens that each sequence shares with the one before it, 0 for the first.
+
+    In lexicographic order no earlier one shares more, so the radix tree has the sum of the lengths less the sum of these.
+    """
+    shared = [0] if len(ordered) else []
+    for a, b in itertools.pairwise(ordered):
+        length = min(len(a), len(b))
+        differs = a[:length] != b[:length]
+        shared.append(int(differs.argmax()) if differs.any() else length)
+    return shared
 
 
-def _grow(all_sequences: Iterable[IntArray]) -> dict[int, _Node]:
-    """The roots, by first token, of a radix tree over these sequences."""
-    roots: dict[int, _Node] = {}
-    for ids in all_sequences:
-        level = roots
-        while len(ids):
-            node = level.get(int(ids[0]))
-            if node is None:
-                level[int(ids[0])] = _Node(ids)
-                break
-            shared = _common_prefix(node.ids, ids)
-            if shared < len(node.ids):
-                rest = _Node(node.ids[shared:], node.children)
-                node.ids, node.children = node.ids[:shared], {int(rest.ids[0]): rest}
-            level, ids = node.children, ids[shared:]
-    return roots
+def _tree_tokens(leaves: Iterable[tuple[int, ...]]) -> int:
+    ordered = [np.array(ids, dtype=np.int64) for ids in leaves]
+    return sum(map(len, ordered)) - sum(_shared(ordered))
 
 
 def num_tree_tokens(questions: Iterable[EncodedQuestion]) -> int:
     """Tokens of the radix tree over all sequences of these questions."""
-    ordered = [np.array(s) for s in sorted({s for q in questions for s in sequences(q)})]
-    shared = sum(_common_prefix(a, b) for a, b in itertools.pairwise(ordered))
-    return sum(map(len, ordered)) - shared
+    return _tree_tokens(_sequences(questions))
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Questions in an order in which those that share a prefix are neighbours.
+
+    Attributes:
+        indices: (n,) of the questions.
+        shared: (n,) tokens that each shares with the one before it.
+        sums: (n + 1,) `sums[i]` is what the first i add to a tree: all tokens of each but for the shared ones.
+    """
+
+    indices: list[int]
+    shared: IntArray
+    sums: list[int]
+
+    def tokens(self, first: int, last: int) -> int:
+        """Of the tree over places first to last (exclusive)."""
+        return self.sums[last] - self.sums[first] + int(self.shared[first])
+
+
+def _order(questions: Sequence[EncodedQuestion], indices: Iterable[int], layout: Layout) -> _Order:
+    # Behind the prompts the continuations, so that the plan depends on the contents and not on the order of the list.
+    order = sorted(indices, key=lambda i: (questions[i].prompt_ids, questions[i].continuations, i))
+    if layout == "tree":
+        own = [
+            len(q.prompt_ids) + _tree_tokens(_leaves(b[:-1] for b in q.continuations))
+            for q in (questions[i] for i in order)
+        ]
+        shared = _shared([np.array(questions[i].prompt_ids, dtype=np.int64) for i in order])
+    else:
+        own, shared = [sum(map(len, _sequences([questions[i]]))) for i in order], [0] * len(order)
+    sums = itertools.accumulate((a - b for a, b in zip(own, shared, strict=True)), initial=0)
+    return _Order(order, np.array(shared, dtype=np.int64), list(sums))
 
 
 def plan_packs(
@@ -129,171 +154,155 @@ def plan_packs(
     """Which questions share a pack: lists of indices, the largest pack first, each under the token budget.
 
     A question that exceeds the budget alone gets a pack of its own. Questions that clearly share a prefix stay together as
-    far as the budget allows; then best-fit decreasing, and the capacity is lowered as far as it costs no further pack, so
-    that the last pack is not a crumb. The plan depends on the questions alone: a job that is started again makes the same.
+    far as the budget allows; the rest is best-fit decreasing. Then the capacity is lowered by bisection as far as it costs
+    neither a further pack nor a further token, so that the last pack is not a crumb. The plan depends on the questions
+    alone: a job that is started again makes the same.
 
     Args:
         questions: all encoded questions.
         pack_tokens: budget of one pack, in computed tokens (pads and repeated prompts count where they are computed).
-        batch: the indices to pack; all by default.
+        batch: the indices to pack, none twice; all by default.
         layout: how packs will be built.
     """
-    indices = list(range(len(questions)) if batch is None else batch)
-    if not indices:
+    indices = range(len(questions)) if batch is None else batch
+    if not len(indices):
         return []
     if layout == "rows":
         return _plan_rows(questions, pack_tokens, indices)
-    head, groups = _groups(questions, pack_tokens, indices) if layout == "tree" else (0, _apart(questions, indices))
-    sizes = [size for size, _ in groups]
-    room = pack_tokens - head
-    bins = _best_fit(sizes, room)
-    low, high = max(max(sizes), -(-sum(sizes) // len(bins))), room
+    order = _order(questions, indices, layout)
+    bins = _split(order, 0, len(indices), pack_tokens, even=False)
+    alone = (order.tokens(place, place + 1) for place in range(len(indices)))
+    low, high = max((tokens for tokens in alone if tokens <= pack_tokens), default=pack_tokens), pack_tokens + 1
     while low < high:
         middle = (low + high) // 2
-        fitted = _best_fit(sizes, middle)
-        if len(fitted) <= len(bins):
-            bins, high = fitted, middle
+        lower = _split(order, 0, len(indices), middle, even=True)
+        if len(lower) <= len(bins) and sum(tokens for tokens, _ in lower) <= sum(tokens for tokens, _ in bins):
+            bins, high = lower, middle
         else:
             low = middle + 1
-    packs = sorted(bins, key=lambda members: (-sum(sizes[g] for g in members), members))
-    return [[i for g in members for i in groups[g][1]] for members in packs]
+    return [[order.indices[place] for place in places] for _, places in sorted(bins, key=lambda b: (-b[0], b[1]))]
 
 
-def _apart(questions: Sequence[EncodedQuestion], indices: list[int]) -> list[tuple[int, list[int]]]:
-    return [(sum(map(len, sequences(questions[i]))), [i]) for i in indices]
+def _split(order: _Order, first: int, last: int, capacity: int, *, even: bool) -> list[tuple[int, list[int]]]:
+    """Places first to last (exclusive) in packs: their tokens and places. One, if the capacity allows."""
+    if last - first == 1 or order.tokens(first, last) <= capacity:
+        return [(order.tokens(first, last), list(range(first, last)))]
+    between = order.shared[first + 1 : last]
+    head = int(between.min())  # shared by all of them, and computed once a pack
+    cuts = [first, *(np.flatnonzero(between < head + CLEARLY_SHARED) + first + 1).tolist(), last]
+    parts = [part for a, b in itertools.pairwise(cuts) for part in _split(order, a, b, capacity, even=even)]
+    bins = _fit([tokens - head for tokens, _ in parts], capacity - head, even=even)
+    return [
+        (head + sum(parts[i][0] - head for i in members), [place for i in members for place in parts[i][1]])
+        for members in bins
+    ]
 
 
-def _groups(
-    questions: Sequence[EncodedQuestion], pack_tokens: int, indices: list[int]
-) -> tuple[int, list[tuple[int, list[int]]]]:
-    """Length of the prefix of all prompts, and the groups that share more: tokens beyond that prefix, and members."""
-    ids = {i: np.array(questions[i].prompt_ids) for i in indices}
-    own = {i: num_tree_tokens([questions[i]]) for i in set(indices)}
-    order = sorted(indices, key=lambda i: (questions[i].prompt_ids, i))
-    shared = [_common_prefix(ids[a], ids[b]) for a, b in itertools.pairwise(order)]
-    head = min(shared) if shared else 0
-    groups: list[tuple[int, list[int]]] = []
-    for i, common in zip(order, [0, *shared], strict=True):
-        size = own[i] - common  # at most: branches of neighbours may share more
-        if groups and common >= head + CLEARLY_SHARED and head + groups[-1][0] + size <= pack_tokens:
-            groups[-1] = (groups[-1][0] + size, [*groups[-1][1], i])
-        else:
-            groups.append((own[i] - head, [i]))
-    return head, groups
+def _fit(sizes: list[int], capacity: int, *, even: bool) -> list[list[int]]:
+    """Best-fit decreasing: each into the fullest bin that holds it; what exceeds the capacity gets a bin of its own.
 
-
-def _best_fit(sizes: list[int], capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: each into the fullest bin that holds it; what exceeds the capacity gets a bin of its own."""
+    `even` puts each into the emptiest of as many bins instead, if that keeps the capacity.
+    """
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # room left and bin, ascending
-    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+    largest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    for item in largest_first:
         at = bisect.bisect_left(rooms, (sizes[item], -1))
         if at < len(rooms):
             room, target = rooms.pop(at)
         else:
-            room, target = max(capacity, sizes[item]), len(bins)
+            room, target = capacity, len(bins)
             bins.append([])
         bins[target].append(item)
-        bisect.insort(rooms, (room - sizes[item], target))
+        if room >= sizes[item]:
+            bisect.insort(rooms, (room - sizes[item], target))
+    if even:
+        spread: list[tuple[int, int, int, list[int]]] = [(0, 0, n, []) for n in range(len(bins))]
+        for item in largest_first:
+            used, num, n, members = spread[0]
+            heapq.heapreplace(spread, (used + sizes[item], num + 1, n, [*members, item]))
+        if all(used <= capacity or num == 1 for used, num, _, _ in spread):
+            return [members for _, _, _, members in spread]
     return bins
 
 
-def _plan_rows(questions: Sequence[EncodedQuestion], pack_tokens: int, indices: list[int]) -> list[list[int]]:
+def _plan_rows(questions: Sequence[EncodedQuestion], pack_tokens: int, indices: Iterable[int]) -> list[list[int]]:
     """Neighbours by length, so that padded rows hold few pads."""
-    shapes = {i: [len(s) for s in sequences(questions[i])] for i in indices}
-    plan: list[list[int]] = []
-    used = longest = 0
-    for i in sorted(indices, key=lambda i: (-max(shapes[i]), i)):
-        cost = len(shapes[i]) * (longest if plan else max(shapes[i]))  # the first of a pack is its longest
-        if not plan or used + cost > pack_tokens:
-            plan.append([])
-            used, longest = 0, max(shapes[i])
-            cost = len(shapes[i]) * longest
-        plan[-1].append(i)
-        used += cost
-    return plan
+    lengths = {i: [len(ids) for ids in _sequences([questions[i]])] for i in indices}
+    plan: list[tuple[int, list[int]]] = []
+    longest = 0
+    for i in sorted(lengths, key=lambda i: (-max(lengths[i]), questions[i].prompt_ids, questions[i].continuations, i)):
+        cost = len(lengths[i]) * longest  # the first of a pack is its longest
+        if plan and plan[-1][0] + cost <= pack_tokens:
+            plan[-1] = (plan[-1][0] + cost, [*plan[-1][1], i])
+        else:
+            longest = max(lengths[i])
+            plan.append((len(lengths[i]) * longest, [i]))
+    return [members for _, members in sorted(plan, key=lambda pack: -pack[0])]
 
 
 def build_pack(questions: Sequence[EncodedQuestion], rows: Sequence[int], *, layout: Layout = "tree") -> Pack:
-    """The pack of these rows of `questions`, in that order."""
-    read = [sequences(questions[row]) for row in rows]
-    own = [[np.array(s, dtype=np.int64) for s in question] for question in read]
-    if layout == "tree":
-        segments, token_ids, places = _lay_tree(own)
-    else:
-        segments, token_ids, places = _lay_flat(own)
-    positions = np.zeros(len(token_ids), dtype=np.int64)
-    for segment in segments:
-        first = positions[segments[segment.parent].end - 1] + 1 if segment.parent >= 0 else 0
-        positions[segment.start : segment.end] = np.arange(first, first + segment.end - segment.start)
-    num_choices = max(len(questions[row].continuations) for row in rows)
+    """The pack of these rows of `questions`, in that order; its tokens lie in lexicographic order if they are a tree."""
+    chosen = [questions[row] for row in rows]
+    blocks = [_sequences(chosen)] if layout == "tree" else [_sequences([question]) for question in chosen]
+    offsets = list(itertools.accumulate(map(len, blocks), initial=0))
+    token_ids, position_ids, segments, places = _lay([ids for block in blocks for ids in block], layout)
+    num_choices = max(len(question.continuations) for question in chosen)
     divisors = np.full((len(rows), num_choices), np.nan)
-    scored: list[tuple[int, int, int]] = []  # position, target, owner
-    for n, row in enumerate(rows):
-        question = questions[row]
+    scored: list[IntArray] = []
+    owners: list[int] = []
+    for n, question in enumerate(chosen):
         divisors[n, : len(question.divisors)] = question.divisors
+        block = 0 if layout == "tree" else n
+        first = len(question.prompt_ids) - 1
         for k, branch in enumerate(question.continuations):
-            behind = question.prompt_ids + branch[:-1]
-            place = next(p for s, p in zip(read[n], places[n], strict=True) if s[: len(behind)] == behind)
-            first = len(question.prompt_ids) - 1
-            scored.extend((int(place[first + j]), target, n * num_choices + k) for j, target in enumerate(branch))
-    scored_positions, targets, owners = (np.array(column, dtype=np.int64) for column in zip(*scored, strict=True))
-    answers = [questions[row].answer_index for row in rows]
+            # The first sequence in order that begins with what is read of this choice.
+            at = offsets[block] + bisect.bisect_left(blocks[block], question.prompt_ids + branch[:-1])
+            scored.append(places[at][first : first + len(branch)])
+            owners += [n * num_choices + k] * len(branch)
+    by_label = all(len(branch) == 1 for question in chosen for branch in question.continuations)
+    answers = [-1 if question.answer_index is None else question.answer_index for question in chosen]
     return Pack(
         rows=np.array(rows, dtype=np.int64),
         token_ids=token_ids,
-        position_ids=positions,
+        position_ids=position_ids,
         segments=segments,
-        scored_positions=scored_positions,
-        targets=targets,
-        owners=owners,
+        scored_positions=np.concatenate(scored),
+        targets=np.array([t for q in chosen for branch in q.continuations for t in branch], dtype=np.int64),
+        owners=np.array(owners, dtype=np.int64),
         divisors=divisors,
-        answer_indices=np.array([-1 if answer is None else answer for answer in answers], dtype=np.int64),
-        normalized=any(len(b) > 1 for row in rows for b in questions[row].continuations)
-        or bool((divisors[~np.isnan(divisors)] != 1).any()),
+        answer_indices=np.array(answers, dtype=np.int64),
+        normalized=not by_label or bool((divisors[~np.isnan(divisors)] != 1).any()),
     )
 
 
-def _lay_flat(own: list[list[IntArray]]) -> tuple[tuple[Segment, ...], IntArray, list[list[IntArray]]]:
-    """Every sequence a segment without parent."""
-    segments: list[Segment] = []
-    places: list[list[IntArray]] = []
+def _lay(
+    sequences: Sequence[tuple[int, ...]], layout: Layout
+) -> tuple[IntArray, IntArray, tuple[Segment, ...], list[IntArray]]:
+    """Token ids, position ids and segments of these sequences, and where the tokens of each lie.
+
+    A tree needs them as `_leaves` gives them: each is then laid out from where it leaves the one before it.
+    """
+    arrays = [np.array(ids, dtype=np.int64) for ids in sequences]
+    shared = _shared(arrays) if layout == "tree" else [0] * len(arrays)
+    places: list[IntArray] = []
+    before: dict[int, int] = {}  # first token of a segment -> the token before it in its sequences, -1 for none
     end = 0
-    for question in own:
-        places.append([])
-        for ids in question:
-            segments.append(Segment(end, end + len(ids)))
-            places[-1].append(np.arange(end, end + len(ids)))
-            end += len(ids)
-    return tuple(segments), np.concatenate([ids for question in own for ids in question]), places
-
-
-def _lay_tree(own: list[list[IntArray]]) -> tuple[tuple[Segment, ...], IntArray, list[list[IntArray]]]:
-    """The radix tree over all sequences: its segments, its tokens, and where each sequence's tokens lie."""
-    roots = _grow(ids for question in own for ids in question)
-    segments: list[Segment] = []
-    parts: list[IntArray] = []
-    end = 0
-    stack = [(node, -1) for node in reversed(roots.values())]
-    while stack:
-        node, parent = stack.pop()
-        node.start = end
-        end += len(node.ids)
-        segments.append(Segment(node.start, end, parent))
-        parts.append(node.ids)
-        stack.extend((child, len(segments) - 1) for child in reversed(node.children.values()))
-    return tuple(segments), np.concatenate(parts), [[_walk(roots, ids) for ids in question] for question in own]
-
-
-def _walk(roots: dict[int, _Node], ids: IntArray) -> IntArray:
-    """Where the tokens of a sequence lie in the pack."""
-    parts, level, left = [], roots, ids
-    while len(left):
-        node = level[int(left[0])]
-        num = min(len(node.ids), len(left))
-        parts.append(np.arange(node.start, node.start + num))
-        level, left = node.children, left[num:]
-    return np.concatenate(parts)
+    for ids, common in zip(arrays, shared, strict=True):
+        trunk = places[-1][:common] if common else np.zeros(0, dtype=np.int64)
+        if common:
+            before[int(trunk[-1]) + 1] = int(trunk[-1])  # here the one before it goes another way
+        before[end] = int(trunk[-1]) if common else -1
+        places.append(np.concatenate([trunk, np.arange(end, end + len(ids) - common)]))
+        end += len(ids) - common
+    starts = sorted(before)
+    segments = tuple(
+        Segment(start, stop, bisect.bisect_right(starts, before[start]) - 1)
+        for start, stop in itertools.pairwise([*starts, end])
+    )
+    token_ids = np.concatenate([ids[common:] for ids, common in zip(arrays, shared, strict=True)])
+    position_ids = np.concatenate([np.arange(c, len(ids)) for ids, c in zip(arrays, shared, strict=True)])
+    return token_ids, position_ids, segments, places
 
 
 def visible(pack: Pack) -> NDArray[np.bool_]:
@@ -308,16 +317,20 @@ def visible(pack: Pack) -> NDArray[np.bool_]:
 
 
 def as_rows(pack: Pack, pad_id: int) -> tuple[IntArray, IntArray]:
-    """A pack of layout "rows" or "flat" as plain padded sequences.
+    """A pack of layout "rows" (or "flat") as plain padded sequences.
 
     Returns:
         (B, L) token ids, padded on the right, one row a segment; and (S, 2) where each scored position of the pack lies in
         them, as (row, column).
+
+    Raises:
+        ValueError: the pack is a tree that shares prefixes; a row would lack its beginning.
     """
-    lengths = [segment.end - segment.start for segment in pack.segments]
-    ids = np.full((len(lengths), max(lengths)), pad_id, dtype=np.int64)
-    for row, segment in enumerate(pack.segments):
-        ids[row, : lengths[row]] = pack.token_ids[segment.start : segment.end]
+    if any(segment.parent >= 0 for segment in pack.segments):
+        raise ValueError('this pack shares prefixes; build it with layout="rows"')
     starts = np.array([segment.start for segment in pack.segments])
-    rows = np.searchsorted(starts, pack.scored_positions, side="right") - 1
-    return ids, np.stack([rows, pack.scored_positions - starts[rows]], axis=1)
+    rows = np.repeat(np.arange(len(starts)), [segment.end - segment.start for segment in pack.segments])  # (T,)
+    ids = np.full((len(starts), int(pack.position_ids.max()) + 1), pad_id, dtype=np.int64)
+    ids[rows, pack.position_ids] = pack.token_ids
+    at = pack.scored_positions
+    return ids, np.stack([rows[at], pack.position_ids[at]], axis=1)

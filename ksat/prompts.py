@@ -37,8 +37,9 @@ DEFAULT_TEMPLATES: dict[ScoreBy, PromptTemplate] = {
     "label": PromptTemplate(
         system="지문을 읽고 질문의 답을 고르세요.",
         user=(
-            "지문:\n{passage}\n\n질문:\n{question}{question_plus}\n\n선택지:\n{choices}\n\n"
-            "{labels} 중에서 정답 하나를 고르세요.\n정답:"
+            "지문:\n{passage}\n\n질문:\n{question}{question_plus}\n\n"
+            # Before the choices: what stands behind them is computed anew for every choice order.
+            "{labels} 중에서 정답 하나를 고르세요.\n\n선택지:\n{choices}\n\n정답:"
         ),
     ),
     # The choices are not listed: each is scored as a continuation.

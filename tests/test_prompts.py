@@ -42,8 +42,8 @@ def test_the_default_prompt_by_label() -> None:
         {
             "role": "user",
             "content": (
-                "지문:\n강은 바다로 흐른다.\n\n질문:\n강이 가는 곳은?\n\n선택지:\n1 - 산\n2 - 바다\n3 - 들\n4 - 숲\n\n"
-                "1, 2, 3, 4 중에서 정답 하나를 고르세요.\n정답:"
+                "지문:\n강은 바다로 흐른다.\n\n질문:\n강이 가는 곳은?\n\n1, 2, 3, 4 중에서 정답 하나를 고르세요.\n\n"
+                "선택지:\n1 - 산\n2 - 바다\n3 - 들\n4 - 숲\n\n정답:"
             ),
         },
     ]
@@ -84,7 +84,7 @@ def test_braces_in_a_row_stay_as_they_are() -> None:
         FOUR, passage=passage, question="{passage}는?", choices=("{question}", "{", "}", "{}"), question_plus="{labels}"
     )
     content = user_turn(question)
-    assert content.startswith(f"지문:\n{passage}\n\n질문:\n{{passage}}는?\n\n<보기>\n{{labels}}\n\n선택지:\n")
+    assert content.startswith(f"지문:\n{passage}\n\n질문:\n{{passage}}는?\n\n<보기>\n{{labels}}\n\n1, 2, 3, 4 중")
     assert "1 - {question}\n2 - {\n3 - }\n4 - {}\n" in content
 
 
