@@ -18,6 +18,7 @@ from ksat import processes
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.errors import InputError
 from ksat.language_model import Engine, LanguageModel
+from ksat.memory import CONTEXT_BYTES
 from ksat.packing import Layout
 
 SEVEN_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -108,7 +109,9 @@ def open_device(asked: str, gpu_memory: int | None) -> Device:
         )
     import torch
 
-    torch.cuda.set_per_process_memory_fraction(gpu_memory / (device.memory_gib * 2**30))
+    # The cap is for torch's own memory; the context takes its share of a card beside it.
+    fraction = (gpu_memory - CONTEXT_BYTES) / (device.memory_gib * 2**30)
+    torch.cuda.set_per_process_memory_fraction(max(0.0, fraction))
     return replace(device, memory_gib=gpu_memory / 2**30)
 
 

@@ -36,14 +36,10 @@ def memory_plan(model: LanguageModel, *, rank: int, training: bool, over_vocabul
     """
     if model.device.type != "cuda":
         return None
-    # A cap by torch.cuda.set_per_process_memory_fraction is for torch's own memory, without the context.
+    # All of it without the context, which the driver has taken already; others may share the GPU.
     total = torch.cuda.get_device_properties(model.device).total_memory
-    fraction = torch.cuda.get_per_process_memory_fraction(model.device)
-    allocated = torch.cuda.memory_allocated(model.device)
-    free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(
-        model.device
-    )  # others may share the GPU
-    limit = min(fraction * total, free + allocated - torch.cuda.memory_reserved(model.device))
+    capped = torch.cuda.get_per_process_memory_fraction(model.device) * total
+    limit = min(capped, torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device))
     settings = StepSettings(
         rank=rank,
         training=training,

@@ -207,10 +207,15 @@ class ChoiceTrainer(SFTTrainer):
         if self.memory.plan is None:
             return
         self.language_model.model.train()
+        trainable = sum(p.numel() for p in self.language_model.model.parameters() if p.requires_grad)
+        # In the place of the two 8-bit states of Adam, which the first step will make.
+        states = torch.empty(2 * trainable, dtype=torch.uint8, device=self.language_model.device)
         self.memory.calibrate(self.questions, self.settings.pack_tokens, self._probe)
+        del states
 
     def _probe(self, pack: Pack) -> None:
         try:
+            self._gradients()  # alive as they are from the second pack of a step on
             scores = self.language_model.choice_scores(pack, over_vocabulary=self.settings.loss == "vocab")
             scores[scores.isfinite()].sum().backward()  # type: ignore[no-untyped-call]
         finally:
