@@ -128,6 +128,11 @@ class _Order:
         """Of the tree over places first to last (exclusive)."""
         return self.sums[last] - self.sums[first] + int(self.shared[first])
 
+    def tokens_of(self, places: list[int]) -> int:
+        """Of the tree over these places, which ascend; two share what is shared all the way from one to the other."""
+        shared = sum(int(self.shared[a + 1 : b + 1].min()) for a, b in itertools.pairwise(places))
+        return sum(self.tokens(place, place + 1) for place in places) - shared
+
 
 def _order(questions: Sequence[EncodedQuestion], indices: Iterable[int], layout: Layout) -> _Order:
     # Behind the prompts the continuations, so that the plan depends on the contents and not on the order of the list.
@@ -180,11 +185,12 @@ def plan_packs(
             bins, high = lower, middle
         else:
             low = middle + 1
-    return [[order.indices[place] for place in places] for _, places in sorted(bins, key=lambda b: (-b[0], b[1]))]
+    packs = sorted((sorted(places) for _, places in bins), key=lambda places: (-order.tokens_of(places), places))
+    return [[order.indices[place] for place in places] for places in packs]
 
 
 def _split(order: _Order, first: int, last: int, capacity: int, *, even: bool) -> list[tuple[int, list[int]]]:
-    """Places first to last (exclusive) in packs: their tokens and places. One, if the capacity allows."""
+    """Places first to last (exclusive) in packs: tokens (at most) and places of each. One pack, if the capacity allows."""
     if last - first == 1 or order.tokens(first, last) <= capacity:
         return [(order.tokens(first, last), list(range(first, last)))]
     between = order.shared[first + 1 : last]
@@ -308,11 +314,11 @@ def _lay(
 def visible(pack: Pack) -> NDArray[np.bool_]:
     """(T, T) True where the query (row) sees the key (column): the reference that attention kernels are tested against."""
     mask = np.zeros((pack.num_tokens, pack.num_tokens), dtype=bool)
-    for i, segment in enumerate(pack.segments):
+    for segment in pack.segments:
         own = slice(segment.start, segment.end)
+        if segment.parent >= 0:  # what the parent's last token sees: all above
+            mask[own] = mask[pack.segments[segment.parent].end - 1]
         mask[own, own] = np.tri(segment.end - segment.start, dtype=bool)
-        for ancestor in ancestors(pack.segments, i):
-            mask[own, pack.segments[ancestor].start : pack.segments[ancestor].end] = True
     return mask
 
 

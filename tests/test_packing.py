@@ -1,20 +1,25 @@
-"""Packs: every question once, the budget kept, each token sees its own sequence and nothing else."""
+"""Packs: every question once, the budget kept, shared prefixes computed once, each token sees its own sequence alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ksat.encoding import EncodedQuestion
-from ksat.packing import Pack, Segment, as_rows, build_pack, num_pack_tokens, plan_packs, visible
+from ksat.packing import Layout, Pack, Segment, ancestors, as_rows, build_pack, num_tree_tokens, plan_packs, visible
 
-TOKENS = st.integers(1, 30)  # few, so that unlike sequences share tokens; 0 is the padding
+# Few, so that unlike sequences share tokens, and two long enough to be clearly shared; 0 is the padding.
+PIECES = ([1], [2], [3], [4, 5], list(range(100, 125)), list(range(200, 240)))
+LABELS = ((1,), (2,), (3,), (4,))
+LAYOUTS: tuple[Layout, ...] = ("tree", "flat", "rows")
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def encoded(
-    row_id: str, prompt: list[int], continuations: list[list[int]], answer_index: int | None = None
+    row_id: str, prompt: Sequence[int], continuations: Sequence[Sequence[int]] = LABELS, answer_index: int | None = None
 ) -> EncodedQuestion:
     return EncodedQuestion(
         id=row_id,
@@ -26,98 +31,239 @@ def encoded(
 
 
 @st.composite
-def questions(draw: st.DrawFn, max_size: int = 8) -> list[EncodedQuestion]:
-    prompts = st.lists(TOKENS, min_size=1, max_size=12)
-    by_text = st.lists(st.lists(TOKENS, min_size=1, max_size=5), min_size=2, max_size=5)
-    by_label = st.lists(st.lists(TOKENS, min_size=1, max_size=1), min_size=2, max_size=5)
-    rows = draw(st.lists(st.tuples(prompts, by_text | by_label), min_size=1, max_size=max_size))
-    return [encoded(f"q{i}", prompt, continuations, i % 2) for i, (prompt, continuations) in enumerate(rows)]
+def questions(draw: st.DrawFn, *, by_text: bool | None = None, max_size: int = 8) -> list[EncodedQuestion]:
+    """Questions by label, by text, or (None) of both kinds."""
+    prompts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map(
+        lambda pieces: [t for piece in pieces for t in piece]
+    )
+    texts = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=5), min_size=2, max_size=5)
+    labels = st.integers(2, 4).map(lambda num: [[k] for k in range(1, num + 1)])
+    branches = texts | labels if by_text is None else texts if by_text else labels
+    rows = draw(st.lists(st.tuples(prompts, branches), min_size=1, max_size=max_size))
+    return [encoded(f"q{i}", prompt, branches, i % 2) for i, (prompt, branches) in enumerate(rows)]
 
 
-def seen_by(pack: Pack) -> list[list[int]]:
-    """For every token the indices of the tokens that it sees, in the order of their position ids."""
-    seen = [np.flatnonzero(row) for row in visible(pack)]
-    return [indices[np.argsort(pack.position_ids[indices], kind="stable")].tolist() for indices in seen]
+def read(rows: Sequence[EncodedQuestion]) -> list[tuple[int, ...]]:
+    """The different sequences of these questions, those that another one begins with included."""
+    return sorted({q.prompt_ids + branch[:-1] for q in rows for branch in q.continuations})
 
 
-LABEL = encoded("label", [11, 12, 13], [[1], [2], [3], [4]], 2)
+def chain(pack: Pack, position: int) -> list[int]:
+    """The tokens from the root to this one, itself included, by the segments alone."""
+    at = next(i for i, segment in enumerate(pack.segments) if segment.start <= position < segment.end)
+    above = [pack.segments[i] for i in ancestors(pack.segments, at)]
+    return [
+        *(t for segment in above for t in range(segment.start, segment.end)),
+        *range(pack.segments[at].start, position + 1),
+    ]
+
+
+LABEL = encoded("label", [11, 12, 13], answer_index=2)
 TEXT = encoded("text", [21, 22], [[5, 6, 7], [5], [8, 9]])
 
 
-def test_a_pack_by_hand() -> None:
+def test_a_tree_by_hand() -> None:
     pack = build_pack([LABEL, TEXT], [1, 0])
     assert pack.rows.tolist() == [1, 0]
-    assert pack.token_ids.tolist() == [21, 22, 5, 6, 8, 11, 12, 13]
-    assert pack.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
-    assert pack.segments == (Segment(0, 2), Segment(2, 4, 0), Segment(4, 5, 0), Segment(5, 8))
-    assert pack.scored_positions.tolist() == [1, 2, 3, 1, 1, 4, 7, 7, 7, 7]
+    assert pack.token_ids.tolist() == [11, 12, 13, 21, 22, 5, 6, 8]
+    assert pack.position_ids.tolist() == [0, 1, 2, 0, 1, 2, 3, 2]
+    assert pack.segments == (Segment(0, 3), Segment(3, 5), Segment(5, 7, 1), Segment(7, 8, 1))
+    assert pack.scored_positions.tolist() == [4, 5, 6, 4, 4, 7, 2, 2, 2, 2]
     assert pack.targets.tolist() == [5, 6, 7, 5, 8, 9, 1, 2, 3, 4]
     assert pack.owners.tolist() == [0, 0, 0, 1, 2, 2, 4, 5, 6, 7]
     np.testing.assert_array_equal(pack.divisors, [[3, 1, 2, np.nan], [1, 1, 1, 1]])
     assert pack.answer_indices.tolist() == [-1, 2]
-    assert pack.num_tokens == 8 == num_pack_tokens(TEXT) + num_pack_tokens(LABEL)
+    assert pack.num_tokens == 8 == num_tree_tokens([LABEL, TEXT])
 
 
-def test_the_mask_of_a_pack_by_hand() -> None:
+def test_the_mask_of_a_tree_by_hand() -> None:
     expected = ["10000000", "11000000", "11100000", "00010000", "00011000", "00011100", "00011110", "00011001"]
     assert ["".join(map(str, row)) for row in visible(build_pack([LABEL, TEXT], [0, 1])).astype(int)] == expected
 
 
-def test_rows_by_hand() -> None:
-    pack = build_pack([LABEL, TEXT], [1, 0])
-    ids, places = as_rows(pack, 0)
+def test_a_chain_of_segments_by_hand() -> None:
+    """Each leaves the longest one token later than the one before."""
+    rows = [encoded(str(n), [*range(1, n + 1), 90]) for n in range(1, 5)]
+    pack = build_pack(rows, range(4))
+    assert pack.token_ids.tolist() == [1, 2, 3, 4, 90, 90, 90, 90]
+    assert pack.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    assert pack.segments == (
+        Segment(0, 1), Segment(1, 2, 0), Segment(2, 3, 1), Segment(3, 5, 2), Segment(5, 6, 2), Segment(6, 7, 1), Segment(7, 8, 0)
+    )  # fmt: skip
+    assert [ancestors(pack.segments, i) for i in range(7)] == [[], [0], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1], [0]]
+    assert pack.scored_positions[::4].tolist() == [7, 6, 5, 4]
+    assert np.flatnonzero(visible(pack)[5]).tolist() == [0, 1, 2, 5]
+
+
+def test_a_thousand_segments_deep() -> None:
+    rows = [encoded(str(n), [*range(1, n + 1), 9999]) for n in range(1, 1001)]
+    pack = build_pack(rows, range(1000))
+    assert pack.num_tokens == 2000
+    assert len(ancestors(pack.segments, 999)) == 999
+    assert visible(pack)[pack.scored_positions[-1]].sum() == 1001
+
+
+def test_equal_prompts_share_a_node_and_both_are_scored() -> None:
+    pack = build_pack([LABEL, replace(LABEL, id="again", answer_index=0)], [0, 1])
+    assert pack.token_ids.tolist() == [11, 12, 13]
+    assert pack.segments == (Segment(0, 3),)
+    assert pack.scored_positions.tolist() == [2] * 8
+    assert pack.owners.tolist() == list(range(8))
+    assert pack.answer_indices.tolist() == [2, 0]
+
+
+def test_a_prompt_that_another_begins_with_is_scored_inside_its_segment() -> None:
+    pack = build_pack([encoded("long", [11, 12, 13, 14]), LABEL], [0, 1])
+    assert pack.segments == (Segment(0, 4),)
+    assert pack.scored_positions.tolist() == [3] * 4 + [2] * 4
+
+
+def test_choice_orders_cost_the_shared_tokens_once() -> None:
+    """Six tokens before the choices, then four of every order, of which the first differ."""
+    orders = [encoded("q", [*range(11, 17), *rest]) for rest in ([1, 2, 3, 9], [2, 3, 1, 9], [3, 1, 2, 9])]
+    pack = build_pack(orders, range(3))
+    assert pack.num_tokens == 6 + 3 * 4
+    assert pack.segments == (Segment(0, 6), Segment(6, 10, 0), Segment(10, 14, 0), Segment(14, 18, 0))
+    assert pack.position_ids.tolist() == [*range(6), *[6, 7, 8, 9] * 3]
+    assert pack.scored_positions[::4].tolist() == [9, 13, 17]
+    assert build_pack(orders, range(3), layout="flat").num_tokens == 30
+
+
+def test_flat_and_rows_by_hand() -> None:
+    pack = build_pack([LABEL, TEXT], [1, 0], layout="flat")
+    assert pack.token_ids.tolist() == [21, 22, 5, 6, 21, 22, 8, 11, 12, 13]
+    assert pack.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
+    assert pack.segments == (Segment(0, 4), Segment(4, 7), Segment(7, 10))
+    assert pack.scored_positions.tolist() == [1, 2, 3, 1, 5, 6, 9, 9, 9, 9]
+    assert pack.owners.tolist() == [0, 0, 0, 1, 2, 2, 4, 5, 6, 7]
+    ids, places = as_rows(build_pack([LABEL, TEXT], [1, 0], layout="rows"), 0)
     assert ids.tolist() == [[21, 22, 5, 6], [21, 22, 8, 0], [11, 12, 13, 0]]
-    assert places.tolist() == [[0, 1], [0, 2], [0, 3], [0, 1], [0, 1], [1, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
+    assert places.tolist() == [[0, 1], [0, 2], [0, 3], [0, 1], [1, 1], [1, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
 
 
-def test_a_plan_by_hand() -> None:
-    lengths = [3, 9, 4, 4, 20, 1]
-    rows = [encoded(f"q{i}", [1] * length, [[1], [2]]) for i, length in enumerate(lengths)]
-    # Longest first, ties in the given order; the one of 20 exceeds the budget alone.
-    assert plan_packs(rows, 13) == [[4], [1, 2], [3, 0, 5]]
-    assert plan_packs(rows, 13, batch=[5, 2]) == [[2, 5]]
-    assert plan_packs(rows, 1000) == [[4, 1, 2, 3, 0, 5]]
-    assert plan_packs([], 13) == plan_packs(rows, 13, batch=[]) == []
+def test_flat_repeats_equal_prompts() -> None:
+    pack = build_pack([LABEL, LABEL], [0, 1], layout="flat")
+    assert pack.token_ids.tolist() == [11, 12, 13] * 2
+    assert pack.scored_positions.tolist() == [2] * 4 + [5] * 4
 
 
-@settings(max_examples=50)
-@given(rows=questions(), pack_tokens=st.integers(1, 60), data=st.data())
+def test_a_tree_is_not_taken_for_rows() -> None:
+    with pytest.raises(ValueError, match='shares prefixes; build it with layout="rows"'):
+        as_rows(build_pack([TEXT], [0]), 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "normalized"),
+    [([LABEL], False), ([LABEL, TEXT], True), ([TEXT], True), ([replace(LABEL, divisors=(1.0, 1.0, 2.0, 1.0))], True)],
+)
+def test_only_labels_do_without_the_normaliser(rows: list[EncodedQuestion], normalized: bool) -> None:
+    assert build_pack(rows, range(len(rows))).normalized is normalized
+
+
+HEAD = [1] * 10
+
+
+def test_a_plan_of_trees_by_hand() -> None:
+    rows = [
+        encoded("same passage", HEAD + [2] * 40 + [3] * 10),
+        encoded("same passage", HEAD + [2] * 40 + [4] * 10),
+        encoded("middle", HEAD + [5] * 30),
+        encoded("short", HEAD + [6] * 20),
+        encoded("over the budget alone", HEAD + [7] * 95),
+    ]
+    # Beyond the head 95, 60, 30 and 20 tokens. Best fit would be 60 + 30 and a crumb of 20; 60 and 50 need no more packs.
+    plan = plan_packs(rows, 100)
+    assert plan == [[4], [0, 1], [2, 3]]
+    assert [build_pack(rows, members).num_tokens for members in plan] == [105, 70, 60]
+    assert plan_packs(rows, 100, batch=[3, 1]) == [[1, 3]]
+    assert plan_packs(rows, 1000) == [[0, 1, 2, 3, 4]]
+    # Two of one passage together cost 70 tokens: with a budget of 69 they part.
+    assert plan_packs(rows, 69, batch=[0, 1]) == [[0], [1]]
+    assert plan_packs(rows, 70, batch=[0, 1]) == [[0, 1]]
+
+
+@every_layout
+def test_nothing_to_plan(layout: Layout) -> None:
+    assert plan_packs([], 13, layout=layout) == plan_packs([LABEL], 13, batch=[], layout=layout) == []
+
+
+def test_plans_that_share_nothing_by_hand() -> None:
+    rows = [encoded(f"q{i}", [1] * length) for i, length in enumerate([3, 9, 4, 4, 20, 1])]
+    assert plan_packs(rows, 13, layout="flat") == [[4], [0, 2, 3], [5, 1]]  # 20, 3 + 4 + 4 and 1 + 9 tokens
+    assert plan_packs(rows, 13, layout="rows") == [[4], [2, 3, 0], [1], [5]]  # 1 x 20, 3 x 4, 1 x 9 and 1 x 1
+
+
+def test_groups_over_the_budget_come_apart_where_they_share_least() -> None:
+    """All but one share a long beginning, and there again two and two a passage."""
+    shots, odd = HEAD + [2] * 100, encoded("odd", HEAD + [3] * 5)
+    rows = [encoded("q", [*shots, *[passage] * 50, question]) for question in (8, 9) for passage in (4, 5)]
+    # Two of one passage: 110 + 50 + 2 tokens; a third would bring 51 more. The odd one adds its own five.
+    assert plan_packs([*rows, odd], 170) == [[0, 2, 4], [1, 3]]
+
+
+def test_what_exceeds_the_budget_shares_its_pack_with_nothing() -> None:
+    """Not even with a question that adds no token to it."""
+    rows = [encoded("whole", [1, 1, 2]), encoded("its beginning", [1, 1])]
+    assert plan_packs(rows, 1) == [[0], [1]]
+
+
+@pytest.mark.parametrize("num_questions", [7, 10, 100, 101])
+@pytest.mark.parametrize("layout", ["tree", "flat"])
+@pytest.mark.parametrize("beginnings", [1, 2])
+def test_the_last_pack_is_no_crumb(num_questions: int, layout: Layout, beginnings: int) -> None:
+    """Equal questions of 60 tokens, of which 40 are shared by all, or by every second."""
+    rows = [encoded(str(n), [9 + n % beginnings] * 40 + [100 + n] + [1] * 19) for n in range(num_questions)]
+    plan = plan_packs(rows, 200, layout=layout)
+    sizes = [build_pack(rows, members, layout=layout).num_tokens for members in plan]
+    assert max(sizes) <= 200
+    assert min(sizes) >= max(sizes) / 2
+    per_pack = (200 - 40) // 20 if layout == "tree" else 200 // 60
+    assert len(plan) <= -(-num_questions // per_pack) + (beginnings - 1)
+
+
+@every_layout
+@given(rows=questions(), pack_tokens=st.integers(1, 300), data=st.data())
 def test_every_question_is_in_one_pack_and_the_budget_is_kept(
-    rows: list[EncodedQuestion], pack_tokens: int, data: st.DataObject
+    layout: Layout, rows: list[EncodedQuestion], pack_tokens: int, data: st.DataObject
 ) -> None:
     batch = data.draw(st.none() | st.lists(st.integers(0, len(rows) - 1), unique=True))
-    plan = plan_packs(rows, pack_tokens, batch=batch)
+    plan = plan_packs(rows, pack_tokens, batch=batch, layout=layout)
     assert sorted(i for pack in plan for i in pack) == sorted(range(len(rows)) if batch is None else batch)
-    for indices in plan:
-        num_tokens = build_pack(rows, indices).num_tokens
-        assert num_tokens == sum(num_pack_tokens(rows[i]) for i in indices)
-        assert num_tokens <= pack_tokens or len(indices) == 1
-    lengths = [num_pack_tokens(rows[i]) for pack in plan for i in pack]
-    assert lengths == sorted(lengths, reverse=True)
+    for members in plan:
+        pack = build_pack(rows, members, layout=layout)
+        computed = as_rows(pack, 0)[0].size if layout == "rows" else pack.num_tokens
+        assert computed <= pack_tokens or len(members) == 1
 
 
-@settings(max_examples=50)
+@every_layout
+@given(rows=questions(by_text=False), pack_tokens=st.integers(1, 300))
+def test_the_largest_pack_comes_first(layout: Layout, rows: list[EncodedQuestion], pack_tokens: int) -> None:
+    packs = [build_pack(rows, members, layout=layout) for members in plan_packs(rows, pack_tokens, layout=layout)]
+    sizes = [as_rows(pack, 0)[0].size if layout == "rows" else pack.num_tokens for pack in packs]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@every_layout
+@given(rows=questions(), pack_tokens=st.integers(1, 300), data=st.data())
+def test_a_plan_depends_on_the_contents_alone(
+    layout: Layout, rows: list[EncodedQuestion], pack_tokens: int, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(rows))))
+    other = [replace(rows[i], id=f"other {i}", answer_index=None) for i in order]
+    contents = [
+        [[(q[i].prompt_ids, q[i].continuations) for i in pack] for pack in plan_packs(q, pack_tokens, layout=layout)]
+        for q in (rows, other)
+    ]
+    assert contents[0] == contents[1]
+
+
+@every_layout
 @given(rows=questions())
-def test_every_token_sees_its_own_sequence_up_to_itself(rows: list[EncodedQuestion]) -> None:
-    pack = build_pack(rows, range(len(rows)))
-    # All sequences that there are, each choice's read tokens behind its question's prompt.
-    prefixes = {
-        tuple([*q.prompt_ids, *c[:-1]][:end])
-        for q in rows
-        for c in q.continuations
-        for end in range(1, len(q.prompt_ids) + len(c))
-    }
-    for position, seen in enumerate(seen_by(pack)):
-        assert seen[-1] == position
-        assert pack.position_ids[seen].tolist() == list(range(len(seen)))  # positions go on, without gap or repeat
-        assert tuple(pack.token_ids[seen].tolist()) in prefixes
-
-
-@settings(max_examples=50)
-@given(rows=questions())
-def test_targets_and_owners_reproduce_every_continuation(rows: list[EncodedQuestion]) -> None:
-    pack = build_pack(rows, range(len(rows)))
-    width, all_seen = max(len(q.continuations) for q in rows), seen_by(pack)
+def test_each_score_stands_behind_its_prompt_and_what_was_read_of_its_choice(
+    layout: Layout, rows: list[EncodedQuestion]
+) -> None:
+    pack = build_pack(rows, range(len(rows)), layout=layout)
+    width = max(len(q.continuations) for q in rows)
     assert pack.divisors.shape == (len(rows), width)
     for n, question in enumerate(rows):
         for k in range(width):
@@ -129,56 +275,67 @@ def test_targets_and_owners_reproduce_every_continuation(rows: list[EncodedQuest
             continuation = question.continuations[k]
             assert pack.targets[mine].tolist() == list(continuation)
             assert pack.divisors[n, k] == question.divisors[k]
-            # Each target is scored behind exactly the prompt and what stands before it in its continuation.
             for j, i in enumerate(mine):
-                seen = pack.token_ids[all_seen[pack.scored_positions[i]]].tolist()
-                assert seen == [*question.prompt_ids, *continuation[:j]]
+                seen = chain(pack, int(pack.scored_positions[i]))
+                assert pack.token_ids[seen].tolist() == [*question.prompt_ids, *continuation[:j]]
+                assert pack.position_ids[seen].tolist() == list(range(len(seen)))
 
 
-@settings(max_examples=50)
+@every_layout
+@given(rows=questions())
+def test_every_token_sees_its_own_sequence_up_to_itself(layout: Layout, rows: list[EncodedQuestion]) -> None:
+    pack = build_pack(rows, range(len(rows)), layout=layout)
+    prefixes = {sequence[:end] for sequence in read(rows) for end in range(1, len(sequence) + 1)}
+    mask = visible(pack)
+    assert [segment.start for segment in pack.segments] == [0, *(segment.end for segment in pack.segments[:-1])]
+    assert pack.segments[-1].end == pack.num_tokens == len(pack.position_ids)
+    for position in range(pack.num_tokens):
+        seen = chain(pack, position)
+        assert np.flatnonzero(mask[position]).tolist() == sorted(seen)
+        assert pack.position_ids[seen].tolist() == list(range(len(seen)))
+        assert tuple(pack.token_ids[seen].tolist()) in prefixes
+
+
+@given(rows=questions())
+def test_a_tree_computes_every_prefix_once(rows: list[EncodedQuestion]) -> None:
+    tree, flat = (build_pack(rows, range(len(rows)), layout=layout) for layout in ("tree", "flat"))
+    prefixes = {sequence[:end] for sequence in read(rows) for end in range(1, len(sequence) + 1)}
+    assert tree.num_tokens == num_tree_tokens(rows) == len(prefixes) <= flat.num_tokens
+    # Radix: siblings begin differently, and a segment ends nowhere but at a branch or at the end of a sequence.
+    assert len(tree.segments) <= 2 * len(read(rows)) - 1
+    begins = [(segment.parent, int(tree.token_ids[segment.start])) for segment in tree.segments]
+    assert len(set(begins)) == len(begins)
+    parents = [segment.parent for segment in tree.segments]
+    assert all(parent < i for i, parent in enumerate(parents))
+    assert all(parents.count(i) != 1 for i in range(len(parents)))
+
+
+@given(rows=questions(), data=st.data())
+def test_a_tree_is_the_same_in_any_order_of_its_rows(rows: list[EncodedQuestion], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(len(rows))))
+    one, other = build_pack(rows, range(len(rows))), build_pack(rows, order)
+    assert one.token_ids.tolist() == other.token_ids.tolist()
+    assert one.segments == other.segments
+    for n, i in enumerate(order):
+        assert other.answer_indices[n] == one.answer_indices[i]
+        for name in ("scored_positions", "targets"):
+            mine = (getattr(p, name)[p.owners // p.divisors.shape[1] == row] for p, row in ((one, i), (other, n)))
+            np.testing.assert_array_equal(*mine)
+
+
 @given(rows=questions())
 def test_rows_hold_the_same_sequences(rows: list[EncodedQuestion]) -> None:
-    pack = build_pack(rows, range(len(rows)))
+    pack = build_pack(rows, range(len(rows)), layout="rows")
     ids, places = as_rows(pack, 0)
+    assert len(ids) == len(pack.segments)
     assert len(places) == len(pack.scored_positions)
-    all_seen = seen_by(pack)
-    for i, (row, column) in enumerate(places):
-        seen = all_seen[pack.scored_positions[i]]
-        assert ids[row, : column + 1].tolist() == pack.token_ids[seen].tolist()
+    for (row, column), position in zip(places, pack.scored_positions, strict=True):
+        assert ids[row, : column + 1].tolist() == pack.token_ids[chain(pack, int(position))].tolist()
     # Nothing but the sequences' own tokens and padding on the right; no row is wholly padding or longer than needed.
     lengths = (ids != 0).sum(axis=1)
     assert all((row[:length] != 0).all() for row, length in zip(ids, lengths, strict=True))
-    assert lengths.min() > 0
+    assert lengths.tolist() == [segment.end - segment.start for segment in pack.segments]
     assert lengths.max() == ids.shape[1]
-
-
-@settings(max_examples=50)
-@given(rows=questions(), data=st.data())
-def test_the_order_of_the_list_does_not_matter(rows: list[EncodedQuestion], data: st.DataObject) -> None:
-    """A question's own part of a pack is the same wherever it stands, and beside whatever else."""
-    order = data.draw(st.permutations(range(len(rows))))
-    pack = build_pack(rows, order)
-    for n, i in enumerate(order):
-        alone = build_pack(rows, [i])
-        offset = sum(num_pack_tokens(rows[r]) for r in order[:n])
-        own = slice(offset, offset + alone.num_tokens)
-        assert pack.token_ids[own].tolist() == alone.token_ids.tolist()
-        assert pack.position_ids[own].tolist() == alone.position_ids.tolist()
-        np.testing.assert_array_equal(visible(pack)[own, own], visible(alone))
-        assert not visible(pack)[own, : own.start].any()
-        assert not visible(pack)[own, own.stop :].any()
-        assert pack.answer_indices[n] == alone.answer_indices[0]
-        mine = pack.owners // pack.divisors.shape[1] == n
-        assert (pack.scored_positions[mine] - offset).tolist() == alone.scored_positions.tolist()
-        assert pack.targets[mine].tolist() == alone.targets.tolist()
-        assert (pack.owners[mine] % pack.divisors.shape[1]).tolist() == alone.owners.tolist()
-
-
-@settings(max_examples=50)
-@given(rows=questions(), pack_tokens=st.integers(1, 60))
-def test_a_plan_that_is_made_again_is_the_same(rows: list[EncodedQuestion], pack_tokens: int) -> None:
-    renamed = [replace(row, id=f"other {row.id}", answer_index=None) for row in rows]
-    assert plan_packs(rows, pack_tokens) == plan_packs(renamed, pack_tokens)
 
 
 @pytest.mark.parametrize("answer_index", [None, 0, 3])
@@ -187,23 +344,3 @@ def test_the_label_changes_nothing_but_the_label(answer_index: int | None) -> No
     assert pack.answer_indices.tolist() == [-1 if answer_index is None else answer_index]
     for name in ("rows", "token_ids", "position_ids", "scored_positions", "targets", "owners", "divisors"):
         np.testing.assert_array_equal(getattr(pack, name), getattr(unlabelled, name))
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 6), min_size=2, max_size=5)), max_size=12),
-    st.integers(1, 200),
-)
-def test_padded_rows_keep_the_budget_pads_and_repeated_prompts_included(
-    shapes: list[tuple[int, list[int]]], pack_tokens: int
-) -> None:
-    rows = [
-        EncodedQuestion(
-            str(i), tuple(range(length)), tuple(tuple(range(n)) for n in branches), (1.0,) * len(branches), 0
-        )
-        for i, (length, branches) in enumerate(shapes)
-    ]
-    plan = plan_packs(rows, pack_tokens, as_padded_rows=True)
-    assert sorted(i for pack in plan for i in pack) == list(range(len(rows)))
-    for pack in plan:
-        ids, _ = as_rows(build_pack(rows, pack), pad_id=0)
-        assert ids.size <= pack_tokens or len(pack) == 1
