@@ -1,17 +1,23 @@
-"""On a CUDA GPU: a small random 4-bit Qwen2 is trained and scored by both engines, in bf16 and in fp16."""
+"""On a CUDA GPU: a small random 4-bit Qwen2 is trained and scored by both engines, in bf16 and in fp16; each attention kernel
+and the memory plan against what the CPU says."""
 
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import base_folder, make_questions, read_probs, write_questions
+from tiny import base_folder, encode, load_base, make_questions, read_probs, write_questions
 
+from ksat import attention
+from ksat.models import Device, LoadSettings, LoraSettings, load
+from ksat.packing import build_pack
 from ksat.runs import read_json
+from ksat.step_memory import StepMemory, default_pack_tokens, measured_peak, memory_plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,3 +65,69 @@ def test_train_and_score_on_cuda(tmp_path: Path, engine: str, dtype: str) -> Non
     assert on_gpu.keys() == on_cpu.keys()
     for row_id, probs in on_gpu.items():
         np.testing.assert_allclose(probs, on_cpu[row_id], atol=0.15, err_msg=row_id)  # random weights of 0.3 are rough
+
+
+def card() -> Device:
+    properties = torch.cuda.get_device_properties(0)
+    return Device("cuda", properties.name, (properties.major, properties.minor), properties.total_memory / 2**30)
+
+
+def on_gpu(family: str, dtype: str, *, nf4: bool = False) -> Any:
+    settings = LoadSettings(str(base_folder(family, hidden_size=128)), "transformers", card(), dtype, nf4, 2048)
+    return load(settings, lora=LoraSettings(8, 5.0, 0.0, True))
+
+
+@pytest.mark.parametrize("kernel", ["varlen", "segments"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "gemma3", "exaone4"])
+def test_packs_on_cuda_equal_the_cpu(family: str, dtype: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared prefixes, windows, soft caps, Liger's kernels: the scores and the gradients of float32 on the CPU, as far as
+    the dtype goes."""
+    capability = torch.cuda.get_device_capability()
+    if (kernel == "varlen" or dtype == "bfloat16") and (capability < (8, 0) or dtype == "float32"):
+        pytest.skip("neither is there")
+    monkeypatch.setattr(attention, "choose_kernel", lambda device, dtype: kernel)
+    questions = encode(make_questions(8), "text")
+    pack = build_pack(questions, range(8))
+    on_cpu = load_base(base_folder(family, hidden_size=128), rank=8)
+    model = on_gpu(family, dtype)
+    found = []
+    for each in (on_cpu, model):
+        for name, parameter in each.model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                generator = torch.Generator().manual_seed(len(name))
+                parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+        each.model.train()
+        scores = each.choice_scores(pack)
+        scores[scores.isfinite()].sum().backward()
+        gradient = torch.cat([p.grad.flatten().cpu() for p in each.model.parameters() if p.grad is not None])
+        found.append((scores.detach().cpu(), gradient))
+    tolerance = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}[dtype]
+    finite = found[0][0].isfinite()
+    torch.testing.assert_close(found[1][0][finite], found[0][0][finite], rtol=tolerance, atol=tolerance)
+    cosine = torch.nn.functional.cosine_similarity(found[0][1], found[1][1], dim=0)
+    assert cosine > 1 - tolerance
+
+
+def test_the_memory_plan_on_cuda() -> None:
+    """More kept layers take more memory; after two probes the prediction is near; the model is tiny, so the constants of
+    kernels and buffers weigh most, and benchmarks/memory_fit.py is the measure."""
+    model = on_gpu("qwen2", "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16", nf4=True)
+    plan = memory_plan(model, rank=8, training=True, over_vocabulary=False)
+    assert plan is not None
+    questions = encode(make_questions(40), "label")
+    memory = StepMemory(model, plan)
+    assert default_pack_tokens(plan, questions) >= max(len(question.prompt_ids) for question in questions)
+    model.model.train()
+    pack = build_pack(questions, range(40))
+    peaks = []
+    for num_kept in (0, 1, 2):
+        model.keep_activations(num_kept)
+        torch.cuda.reset_peak_memory_stats()
+        scores = model.choice_scores(pack)
+        scores[scores.isfinite()].sum().backward()
+        peaks.append(measured_peak())
+        model.model.zero_grad()
+    assert peaks[2] > peaks[0]
+    assert memory.prepare(pack) == 2  # a tiny model has room for all
+    assert memory.to_dict().keys() == {"predicted_gib", "peak_gib"}
