@@ -210,7 +210,7 @@ def _fit(sizes: list[int], capacity: int, *, even: bool) -> list[list[int]]:
     `even` puts each into the emptiest of as many bins instead, if that keeps the capacity.
     """
     bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # room left and bin, ascending
+    rooms: list[tuple[int, int]] = []  # room left (below 0 nothing fits) and bin, ascending
     largest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
     for item in largest_first:
         at = bisect.bisect_left(rooms, (sizes[item], -1))
@@ -220,8 +220,7 @@ def _fit(sizes: list[int], capacity: int, *, even: bool) -> list[list[int]]:
             room, target = capacity, len(bins)
             bins.append([])
         bins[target].append(item)
-        if room >= sizes[item]:
-            bisect.insort(rooms, (room - sizes[item], target))
+        bisect.insort(rooms, (room - sizes[item], target))
     if even:
         spread: list[tuple[int, int, int, list[int]]] = [(0, 0, n, []) for n in range(len(bins))]
         for item in largest_first:

@@ -193,6 +193,26 @@ def test_plans_that_share_nothing_by_hand() -> None:
     assert plan_packs(rows, 13, layout="rows") == [[4], [2, 3, 0], [1], [5]]  # 1 x 20, 3 x 4, 1 x 9 and 1 x 1
 
 
+def test_a_slightly_shared_beginning_binds_nothing() -> None:
+    """Kept together, the two that share ten tokens would cost a third pack."""
+    rows = [
+        encoded(str(n), ids) for n, ids in enumerate(([1] * 10 + [2] * 30, [1] * 10 + [3] * 30, [4] * 60, [5] * 60))
+    ]
+    assert plan_packs(rows, 100) == [[0, 2], [1, 3]]
+
+
+def test_packs_that_fill_the_budget_are_not_evened_out_beyond_it() -> None:
+    """3 + 3 and 2 + 2 + 2; always into the emptier of two would end with 3 + 2 + 2."""
+    rows = [encoded(str(n), [n] * length) for n, length in enumerate([3, 3, 2, 2, 2], start=1)]
+    assert plan_packs(rows, 6, layout="flat") == [[0, 1], [2, 3, 4]]
+
+
+def test_packs_are_not_evened_out_where_a_passage_would_be_computed_twice() -> None:
+    """180 and 30 tokens; 140 and 150 would be as many packs, but 80 more tokens."""
+    rows = [encoded(str(n), [1] * 80 + [n] * 20) for n in range(2, 7)]
+    assert plan_packs([*rows, encoded("other", [9] * 30)], 200) == [[0, 1, 2, 3, 4], [5]]
+
+
 def test_groups_over_the_budget_come_apart_where_they_share_least() -> None:
     """All but one share a long beginning, and there again two and two a passage."""
     shots, odd = HEAD + [2] * 100, encoded("odd", HEAD + [3] * 5)
