@@ -19,7 +19,7 @@ from ksat.memory import (
     calibrate,
     format_gib,
 )
-from ksat.packing import Pack, build_pack, num_tree_tokens
+from ksat.packing import Pack, build_pack, num_tree_tokens, plan_packs
 
 CPU_PACK_TOKENS = 2048  # measured: 512 is 5-15 % slower on the embedded base, 4,096 no faster
 DEQUANT_TOKENS = {True: 440.0, False: 170.0}  # by compute capability from 8.0; see memory.best_pack_tokens
@@ -111,13 +111,10 @@ class StepMemory:
         """
         if self.plan is None:
             return
-        by_length = sorted(range(len(questions)), key=lambda row: len(questions[row].prompt_ids))
-        full: list[int] = []
-        for row in reversed(by_length):
-            if not full or num_tree_tokens([questions[r] for r in [*full, row]]) <= pack_tokens:
-                full.append(row)
+        shortest = min(range(len(questions)), key=lambda row: len(questions[row].prompt_ids))
+        largest = plan_packs(questions, pack_tokens, layout=self.model.layout)[0]
         probes = []
-        for rows, recompute_all in ((by_length[:1], True), (full, False)):
+        for rows, recompute_all in (([shortest], True), (largest, False)):
             pack = build_pack(questions, rows, layout=self.model.layout)
             probes.append(self._probe(pack, backward, recompute_all=recompute_all))
         self.plan.calibration = calibrate(self.plan.shape, self.plan.settings, probes)

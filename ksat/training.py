@@ -175,19 +175,23 @@ class ChoiceTrainer(SFTTrainer):
         return total
 
     def _backward(self, plan: list[list[int]], weights: dict[int, float]) -> torch.Tensor:
-        """The weighted loss of these packs; adds their gradients. Out of memory lowers the plan and repeats the packs of the
-        step, all of them: a backward pass that broke off has added a part of its gradients already."""
+        """The weighted loss of these packs; adds their gradients.
+
+        Out of memory lowers the memory plan, or halves the pack if all its layers recompute already, and repeats the packs of
+        the step, all of them: a backward pass that broke off has added a part of its gradients.
+        """
         while True:
             total = torch.zeros((), device=self.language_model.device)
             try:
-                for rows in plan:
-                    total += self._backward_pack(
-                        build_pack(self.questions, rows, layout=self.language_model.layout), weights
-                    )
+                for n, rows in enumerate(plan):  # noqa: B007  # the error below is that of pack n
+                    pack = build_pack(self.questions, rows, layout=self.language_model.layout)
+                    total += self._backward_pack(pack, weights)
                 return total
             except torch.OutOfMemoryError:
                 if not self.memory.lower():
-                    raise
+                    if len(rows) == 1:
+                        raise
+                    plan = [*plan[:n], rows[: len(rows) // 2], rows[len(rows) // 2 :], *plan[n + 1 :]]
             self.language_model.model.zero_grad()
             torch.cuda.empty_cache()
 

@@ -1,19 +1,21 @@
 """Exactness of the engine, family by family: packs with shared prefixes equal separate prompts through the plain model,
 in log-probabilities and in every LoRA gradient."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, WINDOW, base_folder, encode, encode_orders, load_base, make_questions
+from tiny import FAMILIES, WINDOW, base_folder, encode, encode_orders, load_base, make_config, make_questions
 from torch.overrides import TorchFunctionMode
 
 from ksat.attention import SERVED
-from ksat.encoding import EncodedQuestion
+from ksat.encoding import EncodedQuestion, Encoder
 from ksat.errors import InputError
 from ksat.packing import build_pack, plan_packs
+from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.training import as_completion, choice_losses
 
 
@@ -63,9 +65,8 @@ def plain_log_likelihoods(model: Any, question: EncodedQuestion) -> torch.Tensor
     scores = []
     for branch, divisor in zip(question.continuations, question.divisors, strict=True):
         ids = torch.tensor([question.prompt_ids + branch])
-        log_probs = model.model(input_ids=ids, use_cache=False).logits[0].log_softmax(dim=-1)
-        at = torch.arange(len(question.prompt_ids) - 1, ids.shape[1] - 1)
-        scores.append(log_probs[at, torch.tensor(branch)].sum() / divisor)
+        logits = model.model(input_ids=ids, logits_to_keep=len(branch) + 1, use_cache=False).logits[0, :-1]
+        scores.append(logits.log_softmax(dim=-1)[torch.arange(len(branch)), torch.tensor(branch)].sum() / divisor)
     return torch.stack(scores)
 
 
@@ -240,3 +241,39 @@ def test_the_layer_that_overflows_is_named() -> None:
     with torch.no_grad():
         model.layers[1].mlp.down_proj.base_layer.weight.fill_(float("inf"))
     assert model.first_overflow(pack) == "layer 1"
+
+
+REAL_TOKENIZERS = {
+    "qwen2": "qwen2_5",
+    "qwen3": "qwen3",
+    "llama": "llama3_1",
+    "cohere": "command_r_plus",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+}
+
+
+@pytest.mark.parametrize("family", REAL_TOKENIZERS)
+def test_shared_prefixes_with_the_family_s_own_tokenizer(
+    family: str, tokenizer_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its chat template, its BOS, its way to cut a choice into tokens, and its vocabulary's size."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(REAL_TOKENIZERS[family]))
+    config = make_config(family, vocab_size=len(tokenizer), hidden_size=16)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, plain = (
+        load_base(tmp_path, dtype="float64", share_prefixes=share_prefixes) for share_prefixes in (True, False)
+    )
+    for score_by in ("label", "text"):
+        encoder = Encoder(tokenizer, DEFAULT_TEMPLATES[score_by], score_by, max_tokens=2048)
+        questions = [encoder.encode(question) for question in make_questions(2)]
+        pack = build_pack(questions, range(2))
+        assert pack.num_tokens < build_pack(questions, range(2), layout="flat").num_tokens
+        with torch.no_grad():
+            found = model.choice_scores(pack, over_vocabulary=True).numpy()
+            for n, question in enumerate(questions):
+                expected = plain_log_likelihoods(plain, question).numpy()
+                np.testing.assert_allclose(found[n, : len(expected)], expected, rtol=1e-9, atol=1e-9)
