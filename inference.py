@@ -171,7 +171,9 @@ def _score(
     from ksat.step_memory import scoring_pack_tokens
 
     dtype = models.choose_dtype(args.dtype, device, setup["base"])
-    engine = models.choose_engine(args.engine, device, dtype, setup["base"])
+    engine = models.choose_engine(
+        args.engine, device, dtype, setup["base"], shares=setup["score_by"] == "text" or args.choice_orders > 1
+    )
     report: dict[str, Any] = {
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
         "device": device.name, "versions": library_versions(), "choice_orders": args.choice_orders,
@@ -194,11 +196,15 @@ def _score(
         num_shots=setup["shots"],
     )
     encoded = [order for question in questions for order in encoder.encode_orders(question, args.choice_orders)]
-    report["pack_tokens"] = args.pack_tokens or scoring_pack_tokens(
-        model, encoded, rank=setup["rank"], over_vocabulary=setup["score_by"] == "text"
+    # Agreed, since free memory differs from card to card and all processes have to plan the same packs.
+    pack_tokens = processes.agree(
+        args.pack_tokens
+        or scoring_pack_tokens(model, encoded, rank=setup["rank"], over_vocabulary=setup["score_by"] == "text")
     )
     # The first thing that is written.
-    journal = Journal(_journal_path(probs_path), report, part=processes.rank())
+    report["pack_tokens"] = args.pack_tokens
+    journal = Journal(_journal_path(probs_path), report, pack_tokens=pack_tokens, part=processes.rank())
+    report["pack_tokens"] = processes.agree(journal.pack_tokens)
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
         "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),

@@ -186,7 +186,10 @@ def _train(
     _show_example(encoder, train_set)
     over_vocabulary = settings["score_by"] == "text" or settings["loss"] == "vocab"
     plan = memory_plan(model, rank=settings["rank"], training=True, over_vocabulary=over_vocabulary)
-    settings["pack_tokens"] = settings["pack_tokens"] or default_pack_tokens(plan, train_set)
+    # Agreed, since free memory differs from card to card and all processes have to plan the same packs.
+    settings["pack_tokens"] = processes.agree(
+        settings["pack_tokens"] or default_pack_tokens(plan, train_set, model.layout)
+    )
 
     if processes.is_main():
         if args.overwrite and folder.exists():
@@ -289,12 +292,15 @@ def _resolve(
         for name in ("dtype", "engine")
     }
     settings["dtype"] = choose_dtype(asked["dtype"], device, settings["base"])
-    settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"], settings["base"])
+    shares = settings["score_by"] == "text" or settings["choice_orders"] > 1
+    settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"], settings["base"], shares=shares)
     settings["pack_tokens"] = args.pack_tokens or stored.get(
         "pack_tokens"
     )  # None: from the free memory, once it is known
     _check_ranges(settings)
-    for name in stored.keys() - {"pack_tokens"}:  # which may be lowered when memory ran out
+    for name in stored:
+        if name == "pack_tokens":  # which may be lowered when memory ran out
+            continue
         if settings.get(name) != stored[name]:
             raise InputError(
                 f"--resume: {name.replace('_', '-')} is {settings.get(name)!r}, the interrupted run has {stored[name]!r}; "

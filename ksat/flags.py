@@ -16,7 +16,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("auto", "unsloth", "transformers"),
         default="auto",
-        help="auto: unsloth on CUDA, else transformers",
+        help="auto: unsloth on CUDA, but transformers by text and for several choice orders, whose prefixes it shares",
     )
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: CUDA if there is a GPU")
     add(
@@ -42,7 +42,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="compute what prompts have in common once; --no-share-prefixes gives each a row of its own, for families that "
-        "can't share (engine transformers)",
+        "can't share (engine transformers; unsloth never shares)",
     )
     add("--trust-remote-code", action="store_true", help="run Python code that the base's repository brings along")
 

@@ -130,9 +130,19 @@ def choose_dtype(asked: str, device: Device, base: str = "") -> str:
     return "float32" if is_embedded(base) or "gemma-3" in base.lower() else "float16"
 
 
-def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "") -> Engine:
-    """The engine for --engine auto|unsloth|transformers; auto is Unsloth on CUDA, until a benchmark of ours says otherwise,
-    but for Gemma 2, whose prompts Unsloth does not keep apart in a pack.
+def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "", *, shares: bool = False) -> Engine:
+    """The engine for --engine auto|unsloth|transformers.
+
+    auto is Unsloth on CUDA, until a benchmark of ours says otherwise, but where it would compute a prompt again for every
+    choice or order of choices (2.65 times the tokens at five orders of 700 + 200), and but for Gemma 2, whose prompts it does
+    not keep apart in a pack.
+
+    Args:
+        asked: the flag.
+        device: where.
+        dtype: what the model computes in.
+        base: which base.
+        shares: whether a question is several sequences behind one prefix: scored by text, or in several choice orders.
 
     Raises:
         InputError: unsloth was asked for and is not installed, or not able to train in this dtype.
@@ -145,7 +155,8 @@ def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "
     full_precision = device.kind == "cuda" and dtype == "float32"
     if asked == "unsloth" and full_precision:
         raise InputError("--engine unsloth: on CUDA it trains float32 in half precision; use --engine transformers")
-    served = device.kind == "cuda" and installed and not full_precision and "gemma-2" not in base.lower()
+    served = device.kind == "cuda" and installed and not full_precision and not shares
+    served = served and "gemma-2" not in base.lower()
     return "unsloth" if asked == "unsloth" or (asked == "auto" and served) else "transformers"
 
 

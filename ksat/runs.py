@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
@@ -175,25 +176,28 @@ class Journal:
 
     Attributes:
         scores: by EncodedQuestion.key, what an earlier call with the same settings has scored.
+        pack_tokens: that call's; it follows from the free memory, and only the same packs score to the same bits.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, part: int = 0) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], *, pack_tokens: int, part: int = 0) -> None:
         """Opens part `part` of the journal at `path`; one that was written with other settings is started anew."""
         self.path = path.with_name(f"{path.name}.{part}")
         self.scores: dict[str, list[float]] = {}
-        head = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self.pack_tokens = pack_tokens
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         kept: list[str] = []
         for other in sorted(path.parent.glob(f"{path.name}.*")):
             lines = other.read_text(encoding="utf-8").splitlines(keepends=True)
-            if not lines or lines[0].strip() != head:
+            if not lines or not re.fullmatch(rf"{key} \d+\n", lines[0]):
                 continue
+            self.pack_tokens = int(lines[0].split()[1])
             # A kill may cut the last line; only whole lines count, and the file goes on behind them.
             whole = [line for line in lines[1:] if line.endswith("\n")]
             for line in whole:
                 self.scores.update(json.loads(line))
             if other == self.path:
                 kept = whole
-        write_text(self.path, "".join([head + "\n", *kept]))
+        write_text(self.path, "".join([f"{key} {self.pack_tokens}\n", *kept]))
 
     @staticmethod
     def remove(path: Path) -> None:

@@ -11,6 +11,7 @@ from ksat.language_model import LanguageModel
 from ksat.memory import (
     CONTEXT_BYTES,
     GIB,
+    Elementwise,
     MemoryPlan,
     ModelShape,
     Probe,
@@ -19,7 +20,7 @@ from ksat.memory import (
     calibrate,
     format_gib,
 )
-from ksat.packing import Pack, build_pack, num_tree_tokens, plan_packs
+from ksat.packing import Layout, Pack, as_rows, build_pack, plan_packs
 
 CPU_PACK_TOKENS = 2048  # measured: 512 is 5-15 % slower on the embedded base, 4,096 no faster
 DEQUANT_TOKENS = {True: 440.0, False: 170.0}  # by compute capability from 8.0; see memory.best_pack_tokens
@@ -46,21 +47,33 @@ def memory_plan(model: LanguageModel, *, rank: int, training: bool, over_vocabul
         compute_bytes=torch.finfo(getattr(torch, model.dtype)).bits // 8,
         nf4=any(type(module).__name__ == "Linear4bit" for module in model.layers[0].modules()),
         adapter_bytes=10 if training else 4,
-        # With norms of transformers' own "fused" would be too little, and "liger" is a little too much.
-        elementwise="eager" if model.autocasts else "fused" if model.has_fused_norms else "liger",
+        elementwise=_elementwise(model),
         attention=model.attention_kernel,
         vocab_rows=ROWS_AT_ONCE if over_vocabulary else 0,
     )
     return MemoryPlan(ModelShape.from_config(model.decoder.config), settings, limit + CONTEXT_BYTES)
 
 
-def default_pack_tokens(plan: MemoryPlan | None, questions: Sequence[EncodedQuestion]) -> int:
+def _elementwise(model: LanguageModel) -> Elementwise:
+    if model.engine == "transformers" and model.autocasts:
+        return "eager"
+    # With norms of transformers' own, "fused" would be too little and "liger" is a little too much; so it is with Unsloth,
+    # whose kernels multiply gate and up again too but compute under autocast.
+    return "fused" if model.has_fused_norms and model.engine == "transformers" else "liger"
+
+
+def default_pack_tokens(plan: MemoryPlan | None, questions: Sequence[EncodedQuestion], layout: Layout) -> int:
     """The budget of a pack for --pack-tokens by default: what costs least time a token and fits."""
     if plan is None:
         return CPU_PACK_TOKENS
-    longest = max(num_tree_tokens([question]) for question in questions)
+    longest = max(_num_tokens(build_pack(questions, [row], layout=layout), layout) for row in range(len(questions)))
     is_new = torch.cuda.get_device_capability() >= (8, 0)
     return best_pack_tokens(plan, longest=longest, dequant_tokens=DEQUANT_TOKENS[is_new])
+
+
+def _num_tokens(pack: Pack, layout: Layout) -> int:
+    """What the pack computes, pads included."""
+    return as_rows(pack, pad_id=0)[0].size if layout == "rows" else pack.num_tokens
 
 
 class StepMemory:
@@ -78,7 +91,7 @@ class StepMemory:
 
     def prepare(self, pack: Pack) -> int:
         """Sets the layers for this pack; returns how many keep their activations."""
-        self._tokens, self._longest = pack.num_tokens, int(pack.position_ids.max()) + 1
+        self._tokens, self._longest = _num_tokens(pack, self.model.layout), int(pack.position_ids.max()) + 1
         num_kept = len(self.model.layers)
         if self.plan is not None:
             num_kept = self.plan.num_kept(self._tokens, self._longest)
@@ -152,4 +165,4 @@ def scoring_pack_tokens(
 ) -> int:
     """The budget of a pack for scoring by default: the largest that the free memory holds."""
     plan = memory_plan(model, rank=rank, training=False, over_vocabulary=over_vocabulary)
-    return default_pack_tokens(plan, questions)
+    return default_pack_tokens(plan, questions, model.layout)
