@@ -11,7 +11,7 @@ from tiny import base_folder, encode, load_base, make_questions
 from ksat import step_memory
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
-from ksat.memory import GIB, MemoryPlan, ModelShape, StepSettings
+from ksat.memory import GIB, Calibration, MemoryPlan, ModelShape, StepSettings, kept_bytes
 from ksat.packing import Pack, build_pack
 from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
 from ksat.training import ChoiceTrainer, train
@@ -124,19 +124,19 @@ def test_two_probes_correct_the_plan(
     assert plan is not None
     before = {name: p.detach().clone() for name, p in trainer.language_model.model.named_parameters()}
 
-    def truth(tokens: int, num_kept: int, longest: int) -> float:
-        counted = plan.estimate(tokens, num_kept, longest)
-        return counted.allocated + 100e3 + 0.3 * counted.activations_kept
+    card = Calibration(1.3 * kept_bytes(plan.shape, SETTINGS), 100e3)
+    truth = MemoryPlan(plan.shape, SETTINGS, plan.limit, card)
 
     def peak() -> int:
         num_kept = sum(not layer.gradient_checkpointing for layer in trainer.language_model.layers)
-        return int(truth(memory._tokens, num_kept, memory._longest))
+        return int(truth.estimate(memory._tokens, num_kept, memory._longest).allocated)
 
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(step_memory, "measured_peak", peak)
     trainer.calibrate()
     assert plan.calibration is not None
-    assert plan.calibration.extra_bytes == pytest.approx(100e3, rel=0.05)
+    assert plan.calibration.extra_bytes == pytest.approx(card.extra_bytes, rel=0.01)
+    assert plan.calibration.kept_bytes == pytest.approx(card.kept_bytes, rel=0.01)
     assert capsys.readouterr().out.count("layers kept: predicted") == 2
     for name, parameter in trainer.language_model.model.named_parameters():
         assert torch.equal(parameter, before[name])
