@@ -96,9 +96,8 @@ def average_orders(questions: Sequence[EncodedQuestion], scores: FloatArray) -> 
         questions: the orders of a question stand behind each other, beginning with order 0.
         scores: (M, 5), one row an order, columns in the question's own order of choices.
     """
-    log_probs = scores - np.log(
-        np.nansum(np.exp(scores - np.nanmax(scores, axis=1, keepdims=True)), axis=1, keepdims=True)
-    )
+    shifted = scores - np.nanmax(scores, axis=1, keepdims=True)
+    log_probs = shifted - np.log(np.nansum(np.exp(shifted), axis=1, keepdims=True))
     first = [row for row, question in enumerate(questions) if question.order == 0]
     counts = np.diff([*first, len(questions)])
     return np.asarray(np.add.reduceat(log_probs, first, axis=0) / counts[:, None])
