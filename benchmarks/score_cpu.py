@@ -50,11 +50,33 @@ OURS, ONE_ORDER, ALL_ORDERS = "ours, text", "ours, label, 1 order", f"ours, labe
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One pass over all questions: seconds, tokens that went through the model (pads included), and each question's scores."""
+    """One pass over all questions.
+
+    Attributes:
+        seconds: that it took.
+        others: share of the machine's CPU time that other processes took meanwhile; above 0.05 the pass says little.
+        num_tokens: that went through the model, pads included.
+        scores: of each question's choices, log-likelihoods.
+    """
 
     seconds: float
+    others: float
     num_tokens: int
     scores: list[list[float]]
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What `run` returns, its seconds, and the share of the machine's CPU time that other processes took meanwhile."""
+    import psutil
+
+    def busy() -> float:
+        return float(sum(psutil.cpu_times()[:3]))  # user, nice, system, of all cores
+
+    before, own, started = busy(), time.process_time(), time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - started
+    others = busy() - before - (time.process_time() - own)
+    return result, seconds, max(0.0, others / seconds / (os.cpu_count() or 1))
 
 
 @functools.cache
@@ -84,13 +106,11 @@ def score_ours(encoded: Sequence[EncodedQuestion], num_threads: int) -> Scored:
     from ksat.step_memory import CPU_PACK_TOKENS
 
     model = _our_model(num_threads)
-    started = time.perf_counter()
-    scores = score_questions(model, encoded, pack_tokens=CPU_PACK_TOKENS)
-    seconds = time.perf_counter() - started
+    scores, seconds, others = timed(lambda: score_questions(model, encoded, pack_tokens=CPU_PACK_TOKENS))
     plan = plan_packs(encoded, CPU_PACK_TOKENS, layout=model.layout)
     num_tokens = sum(build_pack(encoded, rows, layout=model.layout).num_tokens for rows in plan)
     sums = [(row[: len(q.divisors)] * q.divisors).tolist() for row, q in zip(scores, encoded, strict=True)]
-    return Scored(seconds, num_tokens, sums)
+    return Scored(seconds, others, num_tokens, sums)
 
 
 @functools.cache
@@ -122,11 +142,11 @@ def score_harness(encoded: Sequence[EncodedQuestion], num_threads: int, batch_si
     ]
     shapes: list[int] = []
     hook = model.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].numel()))
-    started = time.perf_counter()
-    answers = iter(harness._loglikelihood_tokens(requests, disable_tqdm=True))
-    seconds = time.perf_counter() - started
+    answers, seconds, others = timed(lambda: harness._loglikelihood_tokens(requests, disable_tqdm=True))
     hook.remove()
-    return Scored(seconds, sum(shapes), [[next(answers)[0] for _ in question.continuations] for question in encoded])
+    sums = iter(answers)
+    scores = [[next(sums)[0] for _ in question.continuations] for question in encoded]
+    return Scored(seconds, others, sum(shapes), scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +171,7 @@ def measure(sides: Sequence[Side], repeats: int) -> dict[str, list[Scored]]:
         for side in sides:
             scored = side.run(side.encoded)
             passes[side.name].append(scored)
-            print(f"repeat {i + 1}: {side.name}: {scored.seconds:.1f} s", file=sys.stderr)
+            print(f"repeat {i + 1}: {side.name}: {scored.seconds:.1f} s, others {scored.others:.0%}", file=sys.stderr)
     return passes
 
 
@@ -170,7 +190,8 @@ def summarise(sides: Sequence[Side], passes: dict[str, list[Scored]]) -> dict[st
         rows.append(
             {
                 "side": side.name, "num_questions": side.num_questions, "num_tokens": passes[side.name][0].num_tokens,
-                "seconds": seconds, "questions_per_second": side.num_questions / statistics.median(seconds),
+                "seconds": seconds, "others": [scored.others for scored in passes[side.name]],
+                "questions_per_second": side.num_questions / statistics.median(seconds),
             }
         )  # fmt: skip
     by_name = {row["side"]: row for row in rows}
@@ -193,15 +214,16 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Scoring on the CPU, embedded model ({report['date']})", "",
         f"{report['cpu']}, {report['num_threads']} threads; {', '.join(f'{k} {v}' for k, v in report['versions'].items())}; "
-        f"commit {report['commit']}; load average before the start {report['load_before']:.2f}.",
-        f"Command: `{report['command']}`. Medians of {report['repeats']} repeats, [least, most].", "",
-        "| side | questions | tokens computed | seconds | questions/s |", "| --- | --: | --: | --: | --: |",
+        f"commit {report['commit']}.",
+        f"Command: `{report['command']}`. Medians of {report['repeats']} repeats, [least, most]; of the CPU time of others the most.", "",
+        "| side | questions | tokens computed | seconds | questions/s | CPU time of others |",
+        "| --- | --: | --: | --: | --: | --: |",
     ]  # fmt: skip
     for row in report["sides"]:
         seconds, num = row["seconds"], row["num_questions"]
         lines.append(
             f"| {row['side']} | {num} | {row['num_tokens']:,} | {statistics.median(seconds):.1f} [{min(seconds):.1f}, {max(seconds):.1f}] "
-            f"| {num / statistics.median(seconds):.2f} [{num / max(seconds):.2f}, {num / min(seconds):.2f}] |"
+            f"| {num / statistics.median(seconds):.2f} [{num / max(seconds):.2f}, {num / min(seconds):.2f}] | {max(row['others']):.0%} |"
         )
     lines += [
         "", "| figure | measured | must reach |", "| --- | --: | --: |",
@@ -225,7 +247,7 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(), "cpu": f"{cpu}, {os.cpu_count()} cores", "num_threads": args.threads,
         "versions": {**library_versions(), "lm_eval": metadata.version("lm_eval")},
-        "commit": commit + (" with uncommitted changes" if changed else ""), "load_before": os.getloadavg()[0],
+        "commit": commit + (" with uncommitted changes" if changed else ""),
         "command": shlex.join(["python", "benchmarks/score_cpu.py", *sys.argv[1:]]), "repeats": args.repeats,
     }  # fmt: skip
 
