@@ -121,20 +121,30 @@ class StepMemory:
             questions: to make the packs of.
             pack_tokens: budget of the full one.
             backward: called with a pack; runs its forward and backward pass and clears the gradients.
+
+        Raises:
+            torch.OutOfMemoryError: one question alone does not fit.
         """
         if self.plan is None:
             return
         shortest = min(range(len(questions)), key=lambda row: len(questions[row].prompt_ids))
         largest = plan_packs(questions, pack_tokens, layout=self.model.layout)[0]
-        probes = []
-        for rows, recompute_all in (([shortest], True), (largest, False)):
-            pack = build_pack(questions, rows, layout=self.model.layout)
-            probes.append(self._probe(pack, backward, recompute_all=recompute_all))
+        probes = [
+            self._probe(questions, [shortest], backward, recompute_all=True),
+            self._probe(questions, largest, backward, recompute_all=False),
+        ]
         self.plan.calibration = calibrate(self.plan.shape, self.plan.settings, probes)
+        # The log is to tell of steps, as the corrected plan predicts them.
+        self._predicted = 0.0
+        torch.cuda.reset_peak_memory_stats()
 
-    def _probe(self, pack: Pack, backward: Any, *, recompute_all: bool) -> Probe:
+    def _probe(
+        self, questions: Sequence[EncodedQuestion], rows: list[int], backward: Any, *, recompute_all: bool
+    ) -> Probe:
+        """The peak of a pack of these questions, of fewer if they don't fit with all layers recomputed."""
         assert self.plan is not None
         while True:
+            pack = build_pack(questions, rows, layout=self.model.layout)
             num_kept = self.prepare(pack)
             if recompute_all:
                 self.model.keep_activations(num_kept := 0)
@@ -142,17 +152,19 @@ class StepMemory:
             torch.cuda.reset_peak_memory_stats()
             try:
                 backward(pack)
+                break
             except torch.OutOfMemoryError:
-                if not self.lower():
-                    raise
-                torch.cuda.empty_cache()
-                continue
-            peak = measured_peak()
-            print(
-                f"memory: {self._tokens} tokens, {num_kept} of {len(self.model.layers)} layers kept: predicted "
-                f"{format_gib(predicted)}, measured {format_gib(peak)}"
-            )
-            return Probe(self._tokens, num_kept, peak, self._longest)
+                if recompute_all or not self.lower():
+                    if len(rows) == 1:
+                        raise
+                    rows = rows[: len(rows) // 2]
+            torch.cuda.empty_cache()
+        peak = measured_peak()
+        print(
+            f"memory: {self._tokens} tokens, {num_kept} of {len(self.model.layers)} layers kept: predicted "
+            f"{format_gib(predicted)}, measured {format_gib(peak)}"
+        )
+        return Probe(self._tokens, num_kept, peak, self._longest)
 
 
 def measured_peak() -> int:

@@ -409,10 +409,10 @@ def train(
         )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(settings, len(trainer.groups), folder / "log.jsonl", after_epoch, trainer.memory))
-    trainer.calibrate()
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", file=sys.stderr)
     try:
+        trainer.calibrate()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise InputError(
