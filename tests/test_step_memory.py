@@ -25,9 +25,9 @@ def no_gpu_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_memory, "measured_peak", lambda: 3 * GIB)
 
 
-def make_trainer(folder: Path, *, keeps: int | None, budget: int = 600) -> ChoiceTrainer:
+def make_trainer(folder: Path, *, keeps: int | None, budget: int = 600, share_prefixes: bool = True) -> ChoiceTrainer:
     """A trainer over a tiny model whose LoRA does something; its plan allows `keeps` of two layers for a pack of 600 tokens."""
-    model = load_base(base_folder(), rank=4)
+    model = load_base(base_folder(), rank=4, share_prefixes=share_prefixes)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.model.named_parameters():
         if "lora_B" in name:
@@ -84,15 +84,16 @@ class OutOfMemoryOnce:
         return gradient
 
 
-@pytest.mark.parametrize("keeps", [2, 1])
+@pytest.mark.parametrize("keeps", [2, 0])
 def test_a_step_that_ran_out_of_memory_has_the_same_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: int, no_gpu_peaks: None
 ) -> None:
     """Once with layers left to recompute (bit for bit), once with none (the pack is halved)."""
     expected = step_gradients(make_trainer(tmp_path / "a", keeps=2))
     trainer = make_trainer(tmp_path / "b", keeps=2)
-    if keeps == 1:
-        monkeypatch.setattr(trainer.memory, "lower", lambda: False)
+    if keeps == 0:
+        assert trainer.memory.plan is not None
+        trainer.memory.plan.limit = 0.0
     packs = OutOfMemoryOnce(monkeypatch, [2])
     found = step_gradients(trainer)
     assert found.keys() == expected.keys()
@@ -106,7 +107,28 @@ def test_a_step_that_ran_out_of_memory_has_the_same_gradients(
         assert sum(packs.sizes[2:]) == 8  # each question once, in one pack more
 
 
-def test_one_question_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def train_planned(folder: Path, *, limit: float) -> StepMemory:
+    """Trains four questions with a plan of so many bytes, probes first."""
+    model = load_base(base_folder(), rank=4)
+    memory = StepMemory(model, MemoryPlan(ModelShape.from_config(model.decoder.config), SETTINGS, limit))
+    questions = encode(make_questions(4), "label")
+    train(model, questions, make_settings(), folder=folder, after_epoch=lambda n: False, memory=memory)
+    return memory
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e12])
+def test_one_question_that_does_not_fit_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu_peaks: None, limit: float
+) -> None:
+    """With a plan that has nothing left to lower, and with one that is lowered to its end, in the probes already."""
+    OutOfMemoryOnce(monkeypatch, list(range(1, 100)))
+    with pytest.raises(InputError, match=r"out of memory with --pack-tokens 600 .*lower --pack-tokens and --resume"):
+        train_planned(tmp_path, limit=limit)
+
+
+def test_without_a_plan_one_question_that_does_not_fit_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     OutOfMemoryOnce(monkeypatch, list(range(1, 100)))
     questions = encode(make_questions(4), "label")
     with pytest.raises(InputError, match=r"out of memory with --pack-tokens 600 .*lower --pack-tokens and --resume"):
@@ -115,11 +137,30 @@ def test_one_question_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch
         )
 
 
+def test_a_probe_that_does_not_fit_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu_peaks: None
+) -> None:
+    """Packs of more than two questions never fit: the probes and the steps go on with fewer."""
+    score, sizes = LanguageModel.choice_scores, []
+
+    def choice_scores(model: LanguageModel, pack: Pack, **how: bool) -> torch.Tensor:
+        if len(pack.rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        sizes.append(len(pack.rows))
+        return score(model, pack, **how)
+
+    monkeypatch.setattr(LanguageModel, "choice_scores", choice_scores)
+    assert train_planned(tmp_path, limit=1e12).plan.calibration is not None  # type: ignore[union-attr]
+    assert sizes == [1, 2, 2, 2]  # the short probe, the full one, the step
+
+
+@pytest.mark.parametrize("layout", ["tree", "rows"])
 def test_two_probes_correct_the_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], layout: str
 ) -> None:
     """A simulated card whose kernels keep 1.3 times what is counted, with 100 kB of buffers that nobody counted."""
-    trainer = make_trainer(tmp_path, keeps=2)
+    trainer = make_trainer(tmp_path, keeps=2, share_prefixes=layout == "tree")
+    assert trainer.language_model.layout == layout
     memory, plan = trainer.memory, trainer.memory.plan
     assert plan is not None
     before = {name: p.detach().clone() for name, p in trainer.language_model.model.named_parameters()}
@@ -138,6 +179,7 @@ def test_two_probes_correct_the_plan(
     assert plan.calibration.extra_bytes == pytest.approx(card.extra_bytes, rel=0.01)
     assert plan.calibration.kept_bytes == pytest.approx(card.kept_bytes, rel=0.01)
     assert capsys.readouterr().out.count("layers kept: predicted") == 2
+    assert memory._predicted == 0  # the log tells of steps, not of the probes
     for name, parameter in trainer.language_model.model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None or not parameter.grad.any()
