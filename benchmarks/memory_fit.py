@@ -103,7 +103,7 @@ def _calibrated(model: Any, questions: "list[EncodedQuestion]", args: argparse.N
 
     plan = _plan(model, args, training=True)
     if args.device == "cuda":
-        budget = default_pack_tokens(plan, questions)
+        budget = default_pack_tokens(plan, questions, model.layout)
         StepMemory(model, plan).calibrate(questions, budget, lambda pack: _step(model, pack))
     return plan
 

@@ -129,7 +129,7 @@ def _ours(name: str, prompts: list[Prompt], args: argparse.Namespace) -> Side:
     plan = memory_plan(model, rank=args.rank, training=True, over_vocabulary=True)
     if plan is not None:
         plan.settings = replace(plan.settings, adapter_bytes=16)
-    pack_tokens = args.pack_tokens or default_pack_tokens(plan, questions)
+    pack_tokens = args.pack_tokens or default_pack_tokens(plan, questions, model.layout)
     memory = StepMemory(model, plan)
     packs = [
         build_pack(questions, rows, layout=model.layout)
