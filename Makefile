@@ -7,11 +7,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 setup: .venv/.setup
 dev: .venv/.dev
 
+# A set-up over an older one first takes away what was installed without its requirements: the check would name them.
 .venv/.setup: requirements.txt requirements-cpu.txt requirements-v100.txt $(wildcard requirements/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	file=$$(sh requirements/pick.sh) && $(PIP) -r $$file && \
-	  if [ $$file = requirements-cpu.txt ]; then $(BIN)/pip check && $(PIP) --no-deps -r requirements/no-deps-cpu.txt; fi
+	  if [ $$file = requirements-cpu.txt ]; then \
+	    $(BIN)/pip uninstall -qq --yes -r requirements/no-deps.txt -r requirements/no-deps-cpu.txt && $(BIN)/pip check && \
+	    $(PIP) --no-deps -r requirements/no-deps-cpu.txt; fi
 	$(PIP) --no-deps -r requirements/no-deps.txt
 	@touch $@
 
