@@ -63,21 +63,47 @@ class ModelShape:
     def from_config(cls, config: Any) -> "ModelShape":
         """The shape of a transformers configuration: Qwen 2 and 3, Llama, Mistral, Cohere, Gemma 2 and 3, EXAONE 4."""
         config = config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        q_dim, kv_dim = head_dim * config.num_attention_heads, head_dim * config.num_key_value_heads
-        norms = 4 if config.model_type in ("gemma2", "gemma3_text") else 2
-        qk_normed = config.model_type in ("qwen3", "gemma3_text", "exaone4")
-        return cls(
+        return cls.of(
+            config.model_type,
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             num_layers=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
-            q_dim=q_dim,
-            kv_dim=kv_dim,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             vocab=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
-            norm_width=norms * config.hidden_size + (q_dim + kv_dim if qk_normed else 0),
-            softcapped=getattr(config, "attn_logit_softcapping", None) is not None,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        family: str,
+        *,
+        hidden: int,
+        intermediate: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        vocab: int,
+        tied: bool,
+    ) -> "ModelShape":
+        """The shape of a decoder of this family (its text config's model_type)."""
+        q_dim, kv_dim = head_dim * num_heads, head_dim * num_kv_heads
+        norms = 4 if family in ("gemma2", "gemma3_text", "hyperclovax") else 2
+        qk_normed = family in ("qwen3", "gemma3_text", "exaone4")
+        return cls(
+            hidden=hidden,
+            intermediate=intermediate,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            q_dim=q_dim,
+            kv_dim=kv_dim,
+            vocab=vocab,
+            tied=tied,
+            norm_width=norms * hidden + (q_dim + kv_dim if qk_normed else 0),
+            softcapped=family == "gemma2",
         )
 
     @property
