@@ -14,7 +14,7 @@ from ksat.errors import InputError, exit_code
 from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
 
 if TYPE_CHECKING:
-    from ksat.models import Device
+    from ksat.devices import Device
     from ksat.predictions import IntArray, Predictions
     from ksat.questions import Question
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Scores one test file with one model."""
     args = build_parser().parse_args(argv)
     from ksat import processes
-    from ksat.models import open_device
+    from ksat.devices import open_device
     from ksat.predictions import output_paths
     from ksat.questions import read_questions
 
@@ -163,6 +163,7 @@ def _score(
 ) -> "tuple[Predictions, dict[str, Any]]":
     """Probabilities in the test file's order, and the report that goes beside them; resumes from a partial file."""
     from ksat import models, processes
+    from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
     from ksat.predictions import Predictions
     from ksat.prompts import PromptTemplate
@@ -220,7 +221,7 @@ def _score(
     )
     if args.choice_orders > 1:
         scores = average_orders(encoded, scores)
-    report["peak_memory_gib"] = round(models.peak_memory_gib(), 2)
+    report["peak_memory_gib"] = round(peak_memory_gib(), 2)
     return Predictions(tuple(question.id for question in questions), choice_probs(scores, setup["scale"])), report
 
 

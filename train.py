@@ -18,8 +18,8 @@ from ksat.errors import InputError, exit_code
 from ksat.flags import add_engine_flags, data_file, positive, require_label
 
 if TYPE_CHECKING:
+    from ksat.devices import Device
     from ksat.encoding import EncodedQuestion, Encoder
-    from ksat.models import Device
     from ksat.questions import Question
 
 CHECKPOINTS = Path("checkpoints")
@@ -133,11 +133,12 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     stored = _stored_settings(args)
     files, are_samples = _training_files(args, stored)
-    from ksat import models, processes
+    from ksat import processes
+    from ksat.devices import open_device
     from ksat.questions import read_questions
 
     tables = [(path, read_questions(path, labelled=True)) for path in files]
-    device = models.open_device(args.device, args.gpu_memory)
+    device = open_device(args.device, args.gpu_memory)
     settings = _resolve(args, stored, files, device, are_samples)
     train_rows, valid_rows = _split(tables, settings)
     folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
@@ -265,7 +266,8 @@ def _resolve(
     Raises:
         InputError: a flag contradicts the run that is resumed.
     """
-    from ksat.models import choose_base, choose_dtype, choose_engine, default_quantization, is_embedded
+    from ksat.fit import choose_base
+    from ksat.models import choose_dtype, choose_engine, default_quantization, is_embedded
     from ksat.prompts import DEFAULT_TEMPLATES, read_template
     from ksat.runs import file_sha256
 
@@ -379,7 +381,7 @@ def _announce(
     valid_rows: "list[Question]",
 ) -> None:
     """Says what is about to happen, and about how long it takes, before anything is downloaded."""
-    from ksat.models import cost
+    from ksat.fit import cost
 
     print(
         f"device: {device.name}; engine {settings['engine']}, {settings['dtype']}, weights {settings['quantization']}"
@@ -418,7 +420,7 @@ def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
 
 def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
     """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
-    from ksat.models import peak_memory_gib
+    from ksat.devices import peak_memory_gib
     from ksat.runs import (
         ADAPTER_FILE,
         ADAPTER_FOLDER,

@@ -62,7 +62,8 @@ def load_unsloth(checkpoint: Path, args: argparse.Namespace, *, keep_all: bool =
 
 def load_ours(checkpoint: Path, args: argparse.Namespace, engine: Any = "transformers") -> Any:
     """Our LanguageModel."""
-    from ksat.models import LoadSettings, LoraSettings, find_device, load
+    from ksat.devices import find_device
+    from ksat.models import LoadSettings, LoraSettings, load
 
     settings = LoadSettings(str(checkpoint), engine, find_device(args.device), dtype_name(args), True, MAX_TOKENS)
     model = load(settings, lora=LoraSettings(args.rank, 2.0 * args.rank, 0.0, False))

@@ -84,9 +84,10 @@ def _our_model(num_threads: int) -> Any:
     import torch
 
     from ksat import models
+    from ksat.devices import find_device
 
     torch.set_num_threads(num_threads)
-    device = models.find_device("cpu")
+    device = find_device("cpu")
     return models.load(models.LoadSettings(BASE, "transformers", device, "float32", False, MAX_TOKENS))
 
 

@@ -224,6 +224,11 @@ class MemoryEstimate:
         """What the GPU has to hold, but for gaps between allocations."""
         return self.allocated + self.context
 
+    @property
+    def needed(self) -> float:
+        """What the GPU has to hold, gaps between allocations included."""
+        return self.total * (1 + FRAGMENTATION)
+
 
 def kept_bytes(shape: ModelShape, settings: StepSettings) -> float:
     """Bytes of one token in one layer that keeps all its backward pass needs.
@@ -374,7 +379,7 @@ class MemoryPlan:
 
     def fits(self, tokens: int, num_kept: int = 0, longest: int | None = None) -> bool:
         """Whether the pack, and the gaps between allocations, stay within the limit."""
-        return self.estimate(tokens, num_kept, longest).total * (1 + FRAGMENTATION) <= self.limit
+        return self.estimate(tokens, num_kept, longest).needed <= self.limit
 
     def num_kept(self, tokens: int, longest: int | None = None) -> int:
         """The most layers that can keep their activations, 0 to L; 0 also where not even that fits, and in scoring."""

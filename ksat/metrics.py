@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ksat.predictions import FloatArray, IntArray, count_choices, predicted_answers
 from ksat.questions import MAX_CHOICES
+from ksat.tables import markdown_table
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -255,9 +256,7 @@ def format_table(rows: Sequence[tuple[str, Metrics]]) -> str:
     body = [[name, str(m.num_questions), *map(_cell, (m.accuracy, m.macro_f1, m.log_loss))] for name, m in rows]
     for cells, (_, metrics) in zip(body, rows, strict=True):
         cells[2] += " w" if metrics.accuracy_interval == "wilson" else ""
-    widths = [max(3, *(len(cells[column]) for cells in [header, *body])) for column in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [_line(cells, widths) for cells in [header, rule, *body]]
+    lines = [markdown_table(header, body)]
     if any(metrics.accuracy_interval == "wilson" for _, metrics in rows):
         lines += ["", f"w: Wilson interval; accuracy is 0 or 1, or there are fewer than {FEWEST_PASSAGES} passages."]
     return "\n".join(lines)
@@ -289,14 +288,6 @@ def _cell(estimate: Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cells[0].ljust(widths[0]),
-        *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
-    ]
-    return f"| {' | '.join(padded)} |"
 
 
 def _require_rows(probs: FloatArray, answers: IntArray, groups: Sequence[str]) -> None:

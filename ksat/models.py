@@ -1,4 +1,4 @@
-"""Bases: which one to take, and loading it with its adapter behind one seam.
+"""Loading a base with its adapter behind one seam, and in which precision and engine.
 
 `load` gives a LanguageModel; no other room knows which engine is inside. Heavy imports happen in functions: unsloth must
 be imported before transformers, and --help must not wait for either.
@@ -7,56 +7,19 @@ be imported before transformers, and --help must not wait for either.
 import contextlib
 import logging
 import os
-import resource
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ksat import processes
+from ksat.devices import Device
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.errors import InputError
 from ksat.language_model import Engine, LanguageModel
-from ksat.memory import CONTEXT_BYTES
 from ksat.packing import Layout
 
 SEVEN_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@dataclass(frozen=True, slots=True)
-class KnownBase:
-    """A base of the team's table. Sizes in GiB, from its parameter count (nf4: 0.516 bytes each, head and embedding fp16)."""
-
-    name: str
-    download_gib: float
-    training_gib: float  # peak of a QLoRA step at 2,048 tokens
-    relative_cost: float  # floating point operations a token, the 32B as 1
-
-
-# Largest first; the training peak of the 32B was measured on an H100 (20.6-24.2 GiB up to 2,048 tokens), the others scaled by parameters.
-BY_SIZE = (
-    KnownBase("unsloth/Qwen2.5-32B-Instruct-bnb-4bit", 18.0, 24.2, 1.0),
-    KnownBase("unsloth/Qwen2.5-14B-bnb-4bit", 9.7, 13.5, 0.42),
-    KnownBase("hungun/Qwen2.5-7B-Instruct-kowiki-qa", 14.2, 8.5, 0.21),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where the model runs.
-
-    Attributes:
-        kind: "cuda" or "cpu".
-        name: as the driver calls it.
-        capability: CUDA compute capability, (0, 0) on the CPU.
-        memory_gib: memory of the card, 0 on the CPU.
-    """
-
-    kind: Literal["cuda", "cpu"]
-    name: str
-    capability: tuple[int, int]
-    memory_gib: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,49 +33,6 @@ class LoraSettings:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def find_device(asked: str) -> Device:
-    """The device for --device auto|cuda|cpu.
-
-    Raises:
-        InputError: cuda was asked for and there is none.
-    """
-    import torch
-
-    if asked != "cpu" and torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        capability = (properties.major, properties.minor)
-        return Device("cuda", properties.name, capability, properties.total_memory / 2**30)
-    if asked == "cuda":
-        raise InputError(
-            "--device cuda: torch sees no CUDA GPU; check nvidia-smi and the installed torch, or use --device cpu"
-        )
-    return Device("cpu", f"{os.cpu_count()} CPU cores", (0, 0), 0.0)
-
-
-def open_device(asked: str, gpu_memory: int | None) -> Device:
-    """The device for --device, ready for this process: connected with the others, capped to `gpu_memory` bytes if given.
-
-    Raises:
-        InputError: as find_device; or a cap without a GPU, or above what the GPU has.
-    """
-    device = find_device(asked)
-    processes.start(on_cpu=device.kind == "cpu")
-    if gpu_memory is None:
-        return device
-    if device.kind == "cpu":
-        raise InputError("--gpu-memory: there is no GPU to cap; leave it out")
-    if gpu_memory > device.memory_gib * 2**30:
-        raise InputError(
-            f"--gpu-memory {gpu_memory / 2**30:.1f}GiB: {device.name} has {device.memory_gib:.1f} GiB; give less, or leave it out"
-        )
-    import torch
-
-    # The cap is for torch's own memory; the context takes its share of a card beside it.
-    fraction = (gpu_memory - CONTEXT_BYTES) / (device.memory_gib * 2**30)
-    torch.cuda.set_per_process_memory_fraction(max(0.0, fraction))
-    return replace(device, memory_gib=gpu_memory / 2**30)
 
 
 def choose_dtype(asked: str, device: Device, base: str = "") -> str:
@@ -160,45 +80,6 @@ def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "
     return "unsloth" if asked == "unsloth" or (asked == "auto" and served) else "transformers"
 
 
-def choose_base(device: Device, *, samples: bool) -> tuple[str, str]:
-    """The base when none is named, and why in one sentence."""
-    if samples:
-        return "embedded", "the sample questions only show that everything works"
-    if device.kind == "cpu":
-        return "embedded", "there is no GPU; a 270M model is a stand-in, not a contender"
-    for known in BY_SIZE:
-        if known.training_gib <= 0.95 * device.memory_gib:
-            return (
-                known.name,
-                f"the largest known base whose training (about {known.training_gib} GiB) fits {device.name}",
-            )
-    return (
-        "embedded",
-        f"{device.name} has {device.memory_gib:.1f} GiB; the smallest known base needs {BY_SIZE[-1].training_gib}",
-    )
-
-
-def cost(base: str, device: Device, *, num_characters: int) -> str:
-    """About how many GiB come and how long training takes, in one line; rough, and says so.
-
-    Args:
-        base: which base.
-        device: where it trains.
-        num_characters: characters of all training questions, times the epochs.
-    """
-    tokens = 0.65 * num_characters
-    if is_embedded(base):
-        rate = 110.0 if device.kind == "cpu" else 20_000.0  # measured on 2 cores: 110
-        return f"nothing to download; training about {max(1.0, tokens / rate / 60):.0f} minutes"
-    known = next((known for known in BY_SIZE if known.name == base), None)
-    if known is None:
-        return "size and time of this base are not known; it is downloaded unless it is in the Hugging Face cache"
-    # Tokens a second of the 32B with Unsloth: measured on an H100, reported by teams for a V100, between them guessed.
-    rate = 2200.0 if device.capability >= (9, 0) else 900.0 if device.capability >= (8, 0) else 250.0
-    hours = tokens * known.relative_cost / rate / 3600
-    return f"download {known.download_gib:.0f} GiB unless cached; training about {hours:.1f} h (rough)"
-
-
 def is_embedded(base: str) -> bool:
     return base in EMBEDDED
 
@@ -206,15 +87,6 @@ def is_embedded(base: str) -> bool:
 def default_quantization(base: str, device: Device) -> str:
     """ "nf4" where weights fill a GPU; embedded bases are small enough for full precision."""
     return "nf4" if device.kind == "cuda" and not is_embedded(base) else "none"
-
-
-def peak_memory_gib() -> float:
-    """Peak memory so far: the GPU's if there is one, else this process's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def import_engine(engine: Engine) -> None:

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ksat import processes
+from ksat.devices import peak_memory_gib
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
-from ksat.models import peak_memory_gib
 from ksat.packing import Pack, build_pack, plan_packs
 from ksat.questions import MAX_CHOICES
 

@@ -21,10 +21,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ksat import processes
+from ksat.devices import peak_memory_gib
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
-from ksat.models import peak_memory_gib
 from ksat.packing import Pack, build_pack, plan_packs
 from ksat.runs import write_text
 from ksat.scoring import progress_bar

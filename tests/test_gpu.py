@@ -14,7 +14,8 @@ import torch
 from tiny import base_folder, encode, load_base, make_questions, read_probs, write_questions
 
 from ksat import attention
-from ksat.models import Device, LoadSettings, LoraSettings, load
+from ksat.devices import Device
+from ksat.models import LoadSettings, LoraSettings, load
 from ksat.packing import build_pack
 from ksat.runs import read_json
 from ksat.step_memory import StepMemory, default_pack_tokens, measured_peak, memory_plan

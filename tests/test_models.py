@@ -11,18 +11,11 @@ import pytest
 import torch
 from tiny import base_folder, encode, load_base, make_questions, make_tokenizer
 
+from ksat.devices import Device, find_device
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
-from ksat.models import (
-    Device,
-    choose_base,
-    choose_dtype,
-    choose_engine,
-    cost,
-    default_quantization,
-    find_device,
-)
+from ksat.models import choose_dtype, choose_engine, default_quantization
 from ksat.packing import build_pack
 
 CPU = Device("cpu", "2 CPU cores", (0, 0), 0.0)
@@ -30,31 +23,6 @@ V100 = Device("cuda", "Tesla V100", (7, 0), 31.7)
 T4 = Device("cuda", "Tesla T4", (7, 5), 14.6)
 H100 = Device("cuda", "H100", (9, 0), 79.2)
 SMALL = Device("cuda", "small", (8, 6), 5.8)
-
-
-@pytest.mark.parametrize(
-    ("device", "samples", "base"),
-    [
-        (H100, False, "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"),
-        (V100, False, "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"),
-        (T4, False, "unsloth/Qwen2.5-14B-bnb-4bit"),
-        (SMALL, False, "embedded"),
-        (CPU, False, "embedded"),
-        (H100, True, "embedded"),
-        (CPU, True, "embedded"),
-    ],
-)
-def test_the_largest_known_base_that_fits_is_taken_but_never_for_samples(
-    device: Device, samples: bool, base: str
-) -> None:
-    assert choose_base(device, samples=samples)[0] == base
-
-
-def test_the_choice_of_a_base_is_explained() -> None:
-    assert "the sample questions" in choose_base(H100, samples=True)[1]
-    assert "there is no GPU" in choose_base(CPU, samples=False)[1]
-    assert "fits Tesla V100" in choose_base(V100, samples=False)[1]
-    assert "small has 5.8 GiB; the smallest known base needs" in choose_base(SMALL, samples=False)[1]
 
 
 @pytest.mark.parametrize(
@@ -98,18 +66,6 @@ def test_weights_are_quantised_where_they_fill_a_gpu() -> None:
     assert default_quantization("unsloth/Qwen2.5-32B-Instruct-bnb-4bit", V100) == "nf4"
     assert default_quantization("embedded", V100) == "none"
     assert default_quantization("any", CPU) == "none"
-
-
-def test_cost() -> None:
-    big = "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"
-    # 2,031 rows of about 1,100 characters, two epochs: the 2-3 h on a V100 that teams report, within a factor of two.
-    assert (
-        cost(big, V100, num_characters=2 * 2031 * 1100) == "download 18 GiB unless cached; training about 3.2 h (rough)"
-    )
-    assert "training about 0.4 h" in cost(big, H100, num_characters=2 * 2031 * 1100)
-    assert cost("embedded", CPU, num_characters=110 * 60 * 10) == "nothing to download; training about 6 minutes"
-    assert cost("embedded", CPU, num_characters=1) == "nothing to download; training about 1 minutes"
-    assert "not known" in cost("someone/else", V100, num_characters=1)
 
 
 def test_cuda_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

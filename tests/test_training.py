@@ -10,10 +10,11 @@ import pytest
 import torch
 from tiny import base_folder, encode, load_base, make_questions
 
+from ksat.devices import Device
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
-from ksat.models import Device, LoadSettings, load
+from ksat.models import LoadSettings, load
 from ksat.packing import Pack, build_pack
 from ksat.scoring import choice_probs, score_questions
 from ksat.training import ChoiceTrainer, TrainSettings, check_logger, choice_losses, last_checkpoint, train

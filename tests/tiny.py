@@ -168,7 +168,8 @@ def load_base(
     share_prefixes: bool = True,
 ) -> Any:
     """The LanguageModel of a folder on the CPU, with a fresh LoRA of this rank if it is above 0."""
-    from ksat.models import Device, LoadSettings, LoraSettings, load
+    from ksat.devices import Device
+    from ksat.models import LoadSettings, LoraSettings, load
 
     device = Device("cpu", "test", (0, 0), 0.0)
     settings = LoadSettings(str(folder), engine, device, dtype, nf4, 2048, share_prefixes=share_prefixes)

@@ -1,0 +1,234 @@
+"""Which bases fit a GPU, before a gigabyte is downloaded: from their shapes and the memory model, without a network."""
+
+from dataclasses import dataclass, fields
+
+from ksat.bases import KNOWN_BASES, KnownBase, find_base
+from ksat.devices import Device
+from ksat.memory import GIB, NF4_BYTES, Calibration, MemoryEstimate, StepSettings, format_gib, kept_bytes, predict
+from ksat.models import choose_dtype, is_embedded
+from ksat.tables import markdown_table
+
+RANK = 64  # of train.py by default
+TOKENS = (1024, 2048, 4096)  # of a prompt, in the table
+TYPICAL_TOKENS = 2048  # few prompts of the competition are longer
+SEARCHED_TOKENS = range(128, 32768 + 1, 128)
+# Largest first; the team's best of about each size.
+DEFAULT_BASES = (
+    "unsloth/Qwen2.5-32B-Instruct-bnb-4bit",
+    "unsloth/Qwen2.5-14B-bnb-4bit",
+    "hungun/Qwen2.5-7B-Instruct-kowiki-qa",
+)
+
+
+def peak(base: KnownBase, device: Device, *, tokens: int, rank: int = RANK, training: bool = True) -> MemoryEstimate:
+    """Bytes at the peak of a step over one prompt, all layers recomputed, weights in nf4: the least that can do.
+
+    Args:
+        base: whose shape.
+        device: its compute capability decides dtype and attention kernel.
+        tokens: of the prompt.
+        rank: of the LoRA.
+        training: forward, backward and 8-bit Adam; False is scoring with a LoRA.
+    """
+    settings = StepSettings(
+        rank=rank,
+        training=training,
+        compute_bytes=4 if choose_dtype("auto", device, base.name) == "float32" else 2,
+        adapter_bytes=10 if training else 4,
+        elementwise="eager" if base.needs_rows else "liger",
+        attention="varlen" if device.capability >= (8, 0) else "segments",
+    )
+    # A vision tower lies there unused; that its linear layers are quantised as well is left out.
+    tower = Calibration(kept_bytes(base.shape, settings), float(base.num_vision_parameters * settings.compute_bytes))
+    return predict(base.shape, settings, tokens=tokens, num_kept=0, calibration=tower)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a base takes of a GPU, in GiB with gaps between allocations.
+
+    Attributes:
+        base: which.
+        weights: of the weights alone, layers in nf4.
+        training: peaks of a training step over one prompt of so many tokens.
+        scoring: peak of scoring one prompt of 2,048 tokens.
+        longest: tokens of the longest prompt that trains, to 128; 0 if none does.
+        scores: whether scoring 2,048 tokens fits.
+    """
+
+    base: KnownBase
+    weights: float
+    training: dict[int, float]
+    scoring: float
+    longest: int
+    scores: bool
+
+    @property
+    def trains(self) -> bool:
+        """Whether prompts of the usual length train."""
+        return self.longest >= TYPICAL_TOKENS
+
+    @property
+    def verdict(self) -> str:
+        if self.longest >= max(TOKENS):
+            return "trains"
+        return f"trains to {self.longest:,}" if self.longest else "scores only" if self.scores else "too large"
+
+
+def find_fit(base: KnownBase, device: Device, *, rank: int = RANK) -> Fit:
+    """What this base takes of this GPU, and whether that is there."""
+    training = {tokens: peak(base, device, tokens=tokens, rank=rank).needed / GIB for tokens in TOKENS}
+    scoring = peak(base, device, tokens=TYPICAL_TOKENS, rank=rank, training=False)
+    fitting = (
+        tokens
+        for tokens in reversed(SEARCHED_TOKENS)
+        if peak(base, device, tokens=tokens, rank=rank).needed <= device.memory_gib * GIB
+    )
+    return Fit(
+        base=base,
+        weights=(scoring.weights + scoring.embedding_and_head + scoring.extra) / GIB,
+        training=training,
+        scoring=scoring.needed / GIB,
+        longest=next(fitting, 0),
+        scores=scoring.needed <= device.memory_gib * GIB,
+    )
+
+
+def fit_all(device: Device, *, rank: int = RANK) -> list[Fit]:
+    """All known bases on this GPU, the largest first."""
+    return [find_fit(base, device, rank=rank) for base in sorted(KNOWN_BASES, key=lambda base: -base.num_parameters)]
+
+
+def fit_table(fits: list[Fit], device: Device) -> str:
+    """The table of all bases, `->` before the largest that trains at the usual length, and what that choice means below."""
+    header = [
+        "base",
+        "verdict",
+        "params",
+        "weights",
+        *(f"train {tokens:,}" for tokens in TOKENS),
+        "longest",
+        "score 2,048",
+    ]
+    header += ["public", "private"]
+    marked = next((fit for fit in fits if fit.trains), None)
+    rows = [
+        [
+            ("-> " if fit is marked else "   ") + fit.base.name + ("?" if fit.base.unverified else ""),
+            fit.verdict,
+            f"{fit.base.num_parameters / 1e9:.1f}B",
+            f"{fit.weights:.1f}",
+            *(f"{gib:.1f}" for gib in fit.training.values()),
+            f"{fit.longest:,}" if fit.longest < max(SEARCHED_TOKENS) else f"> {fit.longest - 1:,}",
+            f"{fit.scoring:.1f}",
+            *("-" if accuracy is None else f"{accuracy:.4f}" for accuracy in (fit.base.public, fit.base.private)),
+        ]
+        for fit in fits
+    ]
+    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device)])
+
+
+def _summary(fits: list[Fit], marked: Fit | None, device: Device) -> str:
+    if marked is None:
+        return f"No known base trains at {TYPICAL_TOKENS:,} tokens in the {device.memory_gib:.1f} GiB of {device.name}."
+    lines = [f"{marked.base.name} is the largest known base that trains at {TYPICAL_TOKENS:,} tokens on {device.name}."]
+    above = fits[: fits.index(marked)]
+    if above:
+        lines.append(f"The next, {above[-1].base.name}, is {shortfall(above[-1].base, device)}.")
+    tried = [fit for fit in fits if fit.trains and fit.base.private is not None]
+    best = max(tried, key=lambda fit: fit.base.private or 0.0, default=None)
+    if best is not None and best is not marked:
+        lines.append(
+            f"Of those that the team tried and that train here, {best.base.name} was best ({best.base.private:.4f} private)."
+        )
+    return "\n".join(lines)
+
+
+def shortfall(base: KnownBase, device: Device, *, tokens: int = TYPICAL_TOKENS, rank: int = RANK) -> str:
+    """ "short by 1.9 GiB at 2,048 tokens with rank 64; fits with --rank 8": how far it is from training, and what helps."""
+
+    def missing(tokens: int, rank: int) -> float:
+        return peak(base, device, tokens=tokens, rank=rank).needed - device.memory_gib * GIB
+
+    remedies = [f"--rank {lower}" for lower in (16, 8) if missing(tokens, lower) <= 0][:1]
+    remedies += [f"--max-tokens {fewer}" for fewer in (1024, 512) if missing(fewer, rank) <= 0][:1]
+    if not remedies and missing(1024, 8) <= 0:
+        remedies.append("--rank 8 --max-tokens 1024")
+    helps = f"fits with {' or '.join(remedies)}" if remedies else "no smaller rank or shorter prompt makes it fit"
+    return f"short by {format_gib(missing(tokens, rank))} at {tokens:,} tokens with rank {rank}; {helps}"
+
+
+def explain(base: KnownBase, device: Device, *, rank: int = RANK) -> str:
+    """The arithmetic behind a base's row, part by part."""
+    estimate = peak(base, device, tokens=TYPICAL_TOKENS, rank=rank)
+    shape = base.shape
+    what = {
+        "weights": f"{shape.num_block_weights:,} weights of {shape.num_layers} layers in nf4, {NF4_BYTES:.3f} bytes each",
+        "embedding_and_head": f"{shape.num_embedding_weights:,} weights, {'one matrix' if shape.tied else 'two matrices'}",
+        "adapter": f"{shape.lora_parameters(rank):,} parameters of rank {rank}: weight, gradient, 8-bit Adam; 10 bytes each",
+        "activations_recomputed": f"the input of every layer, {TYPICAL_TOKENS:,} tokens of width {shape.hidden:,}",
+        "live_layer": "the layer at work, recomputed, and its gradients",
+        "dequantized": "the largest matrix, dequantised",
+        "attention": "scores of soft-capped attention",
+        "extra": f"{base.num_vision_parameters:,} weights of the vision tower",
+        "context": "CUDA context and workspaces",
+    }
+    lines = [
+        f"{base.name} on {device.name}: one training step over a prompt of {TYPICAL_TOKENS:,} tokens, all layers recomputed"
+    ]
+    for field in fields(estimate):
+        if value := getattr(estimate, field.name):
+            lines.append(f"  {value / GIB:7.2f} GiB  {field.name.replace('_', ' ')}: {what[field.name]}")
+    gaps = estimate.needed - estimate.total
+    lines.append(f"  {gaps / GIB:7.2f} GiB  gaps between allocations, 5 %")
+    lines.append(
+        f"  {estimate.needed / GIB:7.2f} GiB  of {device.memory_gib:.2f} GiB: {find_fit(base, device, rank=rank).verdict}"
+    )
+    if base.unverified:
+        lines.append(f"  not verified: {base.unverified}")
+    return "\n".join(lines)
+
+
+def choose_base(device: Device, *, samples: bool) -> tuple[str, str]:
+    """The base when none is named, and why in one sentence."""
+    if samples:
+        return "embedded", "the sample questions only show that everything works"
+    if device.kind == "cpu":
+        return "embedded", "there is no GPU; a 270M model is a stand-in, not a contender"
+    fits = [find_fit(base, device) for base in map(find_base, DEFAULT_BASES) if base is not None]
+    for fit in fits:
+        if fit.trains:
+            gib = fit.training[TYPICAL_TOKENS]
+            return (
+                fit.base.name,
+                f"the largest of the usual bases whose training (about {gib:.1f} GiB) fits {device.name}",
+            )
+    needed = fits[-1].training[TYPICAL_TOKENS]
+    return (
+        "embedded",
+        f"{device.name} has {device.memory_gib:.1f} GiB; the smallest of the usual bases needs {needed:.1f}",
+    )
+
+
+def cost(base: str, device: Device, *, num_characters: int) -> str:
+    """About how many GiB come and how long training takes, in one line; rough, and says so.
+
+    Args:
+        base: which base.
+        device: where it trains.
+        num_characters: characters of all training questions, times the epochs.
+    """
+    tokens = 0.65 * num_characters
+    if is_embedded(base):
+        rate = 110.0 if device.kind == "cpu" else 20_000.0  # measured on 2 cores: 110
+        return f"nothing to download; training about {max(1.0, tokens / rate / 60):.0f} minutes"
+    known, largest = find_base(base), find_base(DEFAULT_BASES[0])
+    if known is None or largest is None:
+        return "size and time of this base are not known; it is downloaded unless it is in the Hugging Face cache"
+    # Tokens a second of the 32B with Unsloth: measured on an H100, reported by teams for a V100, between them guessed.
+    rate = 2200.0 if device.capability >= (9, 0) else 900.0 if device.capability >= (8, 0) else 250.0
+    hours = tokens * known.shape.num_block_weights / largest.shape.num_block_weights / rate / 3600
+    stored = known.num_parameters * 2.0
+    if known.is_quantized:
+        stored -= known.shape.num_block_weights * (2 - NF4_BYTES)
+    return f"download {stored / GIB:.0f} GiB unless cached; training about {hours:.1f} h (rough)"
