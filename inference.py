@@ -7,6 +7,7 @@ python inference.py --ckpt checkpoints/first --test data/sample_test.csv --answe
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,9 +217,12 @@ def _score(
         )
     if journal.scores:
         print(f"resuming: {len(journal.scores)} of {len(encoded)} prompts are scored already", file=sys.stderr)
+    num_waiting, started = len(encoded) - len(journal.scores), time.monotonic()
     scores = score_questions(
         model, encoded, pack_tokens=report["pack_tokens"], done=journal.scores, on_scored=journal.add
     )
+    seconds = time.monotonic() - started  # of this call; an interrupted one before it does not count
+    report["questions_per_second"] = round(num_waiting / args.choice_orders / seconds, 3) if num_waiting else None
     if args.choice_orders > 1:
         scores = average_orders(encoded, scores)
     report["peak_memory_gib"] = round(peak_memory_gib(), 2)

@@ -6,6 +6,7 @@ transformers' classes). What could not be seen in a public source is marked `unv
 
 from dataclasses import dataclass
 
+from ksat.errors import InputError
 from ksat.memory import ModelShape
 
 
@@ -165,3 +166,28 @@ KNOWN_BASES = (
 def find_base(name: str) -> KnownBase | None:
     """The known base of this name, None if there is none."""
     return next((base for base in KNOWN_BASES if base.name == name), None)
+
+
+def read_base(name: str, *, trust_remote_code: bool = False) -> KnownBase:
+    """A base that is not known, by its config: a local folder, or the hub's.
+
+    Raises:
+        InputError: no such base, no network, a config that is cut, or a family that is none of decoders with gated MLPs.
+    """
+    from ksat.attention import SERVED  # torch takes seconds to import
+    from ksat.models import load_config
+
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    text_config = config.get_text_config()
+    try:
+        shape = ModelShape.from_config(config)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"--bases {name}: its config (model type {text_config.model_type!r}) lacks what a shape is made of ({error}); expected "
+            "a decoder with gated MLPs"
+        ) from error
+    quantization = getattr(config, "quantization_config", None) or {}
+    return KnownBase(
+        name, config.model_type, shape, shape.num_parameters, "not known", is_quantized=bool(quantization),
+        needs_rows=text_config.model_type not in SERVED,
+    )  # fmt: skip

@@ -99,7 +99,7 @@ def fit_all(device: Device, *, rank: int = RANK) -> list[Fit]:
     return [find_fit(base, device, rank=rank) for base in sorted(KNOWN_BASES, key=lambda base: -base.num_parameters)]
 
 
-def fit_table(fits: list[Fit], device: Device) -> str:
+def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK) -> str:
     """The table of all bases, `->` before the largest that trains at the usual length, and what that choice means below."""
     header = [
         "base",
@@ -125,16 +125,16 @@ def fit_table(fits: list[Fit], device: Device) -> str:
         ]
         for fit in fits
     ]
-    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device)])
+    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device, rank)])
 
 
-def _summary(fits: list[Fit], marked: Fit | None, device: Device) -> str:
+def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int) -> str:
     if marked is None:
         return f"No known base trains at {TYPICAL_TOKENS:,} tokens in the {device.memory_gib:.1f} GiB of {device.name}."
     lines = [f"{marked.base.name} is the largest known base that trains at {TYPICAL_TOKENS:,} tokens on {device.name}."]
     above = fits[: fits.index(marked)]
     if above:
-        lines.append(f"The next, {above[-1].base.name}, is {shortfall(above[-1].base, device)}.")
+        lines.append(f"The next, {above[-1].base.name}, is {shortfall(above[-1].base, device, rank=rank)}.")
     tried = [fit for fit in fits if fit.trains and fit.base.private is not None]
     best = max(tried, key=lambda fit: fit.base.private or 0.0, default=None)
     if best is not None and best is not marked:
@@ -150,7 +150,7 @@ def shortfall(base: KnownBase, device: Device, *, tokens: int = TYPICAL_TOKENS, 
     def missing(tokens: int, rank: int) -> float:
         return peak(base, device, tokens=tokens, rank=rank).needed - device.memory_gib * GIB
 
-    remedies = [f"--rank {lower}" for lower in (16, 8) if missing(tokens, lower) <= 0][:1]
+    remedies = [f"--rank {lower}" for lower in (16, 8) if lower < rank and missing(tokens, lower) <= 0][:1]
     remedies += [f"--max-tokens {fewer}" for fewer in (1024, 512) if missing(fewer, rank) <= 0][:1]
     if not remedies and missing(1024, 8) <= 0:
         remedies.append("--rank 8 --max-tokens 1024")

@@ -47,6 +47,23 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--trust-remote-code", action="store_true", help="run Python code that the base's repository brings along")
 
 
+def given_engine_flags(args: argparse.Namespace) -> list[str]:
+    """The engine flags that differ from their defaults, as another script's command line takes them."""
+    flags: list[str] = []
+    for name in ("engine", "device", "dtype"):
+        if getattr(args, name) != "auto":
+            flags += [f"--{name}", getattr(args, name)]
+    if args.pack_tokens:
+        flags += ["--pack-tokens", str(args.pack_tokens)]
+    if args.gpu_memory:
+        flags += ["--gpu-memory", f"{args.gpu_memory / 2**30}GiB"]
+    if not args.share_prefixes:
+        flags.append("--no-share-prefixes")
+    if args.trust_remote_code:
+        flags.append("--trust-remote-code")
+    return flags
+
+
 def positive(text: str) -> int:
     """An argparse type: a whole number from 1."""
     value = int(text)

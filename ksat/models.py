@@ -159,6 +159,18 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def load_config(base: str, *, trust_remote_code: bool = False) -> Any:
+    """The base's transformers config.
+
+    Raises:
+        InputError: unknown or unreachable base, or a config that can't be read.
+    """
+    from transformers import AutoConfig
+
+    with _clear_load_errors(base):
+        return AutoConfig.from_pretrained(base_path(base), trust_remote_code=trust_remote_code)
+
+
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
     """The base's tokenizer.
 
@@ -264,12 +276,12 @@ def _layout(settings: LoadSettings) -> Layout:
 
 def _load_transformers(settings: LoadSettings) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     from ksat import attention
 
     path, dtype = base_path(settings.base), getattr(torch, settings.dtype)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    config = load_config(settings.base, trust_remote_code=settings.trust_remote_code)
     text_config = config.get_text_config()
     if settings.share_prefixes:
         attention.require_served(settings.base, text_config)
@@ -310,12 +322,11 @@ def _compute_nf4_in(model: Any, dtype: Any) -> None:
 
 def _load_unsloth(settings: LoadSettings) -> Any:
     import torch
-    from transformers import AutoConfig
     from unsloth import FastLanguageModel
 
     from ksat.attention import require_served_by_unsloth
 
-    config = AutoConfig.from_pretrained(base_path(settings.base), trust_remote_code=settings.trust_remote_code)
+    config = load_config(settings.base, trust_remote_code=settings.trust_remote_code)
     require_served_by_unsloth(settings.base, config.get_text_config())
     if settings.device.kind == "cuda":
         # For families without a fast forward of Unsloth's; only its own trainer would call this.

@@ -1,0 +1,203 @@
+"""Which bases fit this GPU, and which one answers best.
+
+python explore.py                                    # what fits this machine's GPU; needs no network
+python explore.py --gpu v100-32gb --explain unsloth/Qwen2.5-32B-Instruct-bnb-4bit
+python explore.py --score data/valid.csv --bases unsloth/Qwen2.5-14B-bnb-4bit,Qwen/Qwen3-8B,skt/A.X-4.0-Light
+python explore.py --score data/valid.csv --bases a,b --finetune --train data/train.csv
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ksat.devices import GPUS, Device, find_device
+from ksat.errors import InputError, exit_code
+from ksat.flags import add_engine_flags, data_file, given_engine_flags, positive
+
+if TYPE_CHECKING:
+    from ksat.bases import KnownBase
+    from ksat.exploration import Settings
+    from ksat.questions import Question
+    from ksat.standings import Judged, Row
+
+EXPLORATIONS = Path("explorations")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: the fit table by default, a comparison of bases with --score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("what fits").add_argument
+    add("--gpu", choices=tuple(GPUS), help="the card to plan for (default: this machine's)")
+    add("--rank", type=positive, metavar="R", help="of the LoRA (default: 64, as in train.py)")
+    add("--explain", metavar="BASE", help="show the arithmetic behind a base's row")
+    add(
+        "--bases",
+        metavar="A,B,...",
+        help="only these: known ones, others by their config; with --score, also base:nf4 or base:none",
+    )
+    add = parser.add_argument_group("which answers best").add_argument
+    add(
+        "--score",
+        metavar="CSV",
+        help="labelled questions; each of --bases scores them, untuned, in a process of its own",
+    )
+    add("--answers", metavar="CSV", help="gold answers, if --score has none")
+    add("--limit", type=positive, metavar="N", help="score the first N questions")
+    add("--finetune", action="store_true", help="train each base first, with train.py's defaults")
+    add("--train", metavar="CSV", help="what --finetune trains on (default: data/train.csv, else the samples)")
+    add("--leaderboard", metavar="CSV", help="scores that you know, base,public,private: shown beside ours")
+    add("--out", metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
+    add_engine_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints what fits, or scores and compares."""
+    args = build_parser().parse_args(argv)
+    if args.score:
+        for name in ("gpu", "rank", "explain"):
+            if getattr(args, name):
+                raise InputError(f"--{name} is for the fit table; leave it out, or leave --score out")
+        _score(args)
+        return
+    for name in ("answers", "limit", "finetune", "train", "leaderboard", "out"):
+        if getattr(args, name):
+            raise InputError(f"--{name} needs --score CSV: it is about scoring bases")
+    _fit(args)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from ksat.fit import RANK, explain, find_fit, fit_all, fit_table
+
+    device, rank = _card(args), args.rank or RANK
+    if args.explain:
+        print(explain(_find_or_read(args.explain, args), device, rank=rank))
+        return
+    if args.bases:
+        bases = [_find_or_read(name.strip(), args) for name in args.bases.split(",")]
+        fits = [find_fit(base, device, rank=rank) for base in sorted(bases, key=lambda base: -base.num_parameters)]
+    else:
+        fits = fit_all(device, rank=rank)
+    print(
+        f"{device.name}, {device.memory_gib:.1f} GiB; QLoRA of rank {rank}; GiB at the peak, gaps between allocations included\n"
+    )
+    print(fit_table(fits, device, rank=rank))
+
+
+def _card(args: argparse.Namespace) -> Device:
+    if args.gpu:
+        return GPUS[args.gpu]
+    device = find_device("auto")
+    if device.kind == "cpu":
+        raise InputError(f"no GPU on this machine; name the card to plan for: --gpu {'|'.join(GPUS)}")
+    return device
+
+
+def _find_or_read(name: str, args: argparse.Namespace) -> "KnownBase":
+    from ksat.bases import find_base, read_base
+
+    return find_base(name) or read_base(name, trust_remote_code=args.trust_remote_code)
+
+
+def _score(args: argparse.Namespace) -> None:
+    from ksat.exploration import parse_candidates, run_candidate
+    from ksat.predictions import read_answers
+    from ksat.questions import read_questions
+    from ksat.standings import judge, make_row, read_leaderboard
+
+    if not args.bases:
+        raise InputError("--score needs --bases A,B,...: the bases to compare")
+    candidates, settings = parse_candidates(args.bases), _settings(args)
+    questions = read_questions(settings.questions)[: args.limit]
+    gold = {question.id: question.answer for question in questions if question.answer is not None}
+    judged = judge(questions, read_answers(args.answers) if args.answers else gold)
+    board = read_leaderboard(Path(args.leaderboard)) if args.leaderboard else {}
+    if settings.train is not None:
+        _require_apart(settings, questions)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
+    _report(args, settings, rows, judged)
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from ksat.exploration import Settings
+
+    train = None
+    if args.finetune:
+        train, _ = data_file(args.train, "--train", Path("data/train.csv"))
+    elif args.train:
+        raise InputError("--train needs --finetune: untuned bases are not trained")
+    name = args.out or Path(args.score).stem + ("-tuned" if args.finetune else "")
+    if "/" in name or name in (".", ".."):
+        raise InputError(f"--out {name}: expected a name; the folder is explorations/<name>")
+    return Settings(Path(args.score), EXPLORATIONS / name, tuple(given_engine_flags(args)), args.limit, train)
+
+
+def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
+    """Raises InputError if a passage to score is trained on as well."""
+    from ksat.errors import bad_rows
+    from ksat.questions import passage_key, read_questions
+
+    assert settings.train is not None
+    trained = {passage_key(question) for question in read_questions(settings.train, labelled=True)}
+    if shared := [(question.id, "") for question in questions if passage_key(question) in trained]:
+        raise bad_rows(
+            settings.questions,
+            f"share their passage with {settings.train}",
+            shared,
+            "score questions that are not trained on",
+        )
+
+
+def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", judged: "Judged") -> None:
+    """Prints the result and writes it as CSV, Markdown and picture."""
+    import pandas as pd
+
+    from ksat.runs import write_atomic, write_text
+    from ksat.standings import (
+        compare_pairs,
+        pairs_table,
+        ranking,
+        recommend,
+        standings_records,
+        standings_table,
+        uniform_row,
+    )
+
+    pairs, uniform = compare_pairs(rows, judged), uniform_row(judged)
+    parts = [standings_table(rows, uniform)]
+    if pairs:
+        parts.append(pairs_table(pairs))
+    parts.append(recommend(rows, pairs, uniform))
+    text = "\n\n".join(parts)
+    print(f"\n{text}")
+    records = pd.DataFrame(standings_records([*rows, uniform]))
+    write_atomic(settings.folder / "exploration.csv", lambda beside: records.to_csv(beside, index=False))
+    title = f"{len(judged.questions)} questions of {settings.questions.name}, {'fine-tuned' if settings.train else 'untuned'}"
+    write_text(settings.folder / "exploration.md", f"# {title}\n\n{text}\n")
+    written = ["exploration.csv", "exploration.md"]
+    if ranking(rows):
+        _draw(args, settings, rows, uniform, title)
+        written.append("exploration.png")
+    print(f"\nwrote {', '.join(written)} in {settings.folder}")
+
+
+def _draw(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", uniform: "Row", title: str) -> None:
+    from ksat.picture import draw
+    from ksat.standings import ranking
+
+    device = find_device(args.device)
+    limit = None if device.kind == "cpu" else min(device.memory_gib, (args.gpu_memory or 2**60) / 2**30)
+    draw(
+        settings.folder / "exploration.png",
+        ranking(rows),
+        uniform=uniform.metrics["all"].accuracy.value,
+        limit_gib=limit,
+        memory="the process" if device.kind == "cpu" else device.name,
+        title=title,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

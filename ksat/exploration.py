@@ -1,0 +1,182 @@
+"""Many bases, one set of questions: each scored (and trained first, if asked) in a process of its own.
+
+A base that can't be scored (no memory, no access, gone) is an outcome with its reason. What is done stays done: the same
+command goes on where it was stopped.
+"""
+
+import ctypes
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ksat.bases import find_base
+from ksat.errors import InputError
+from ksat.predictions import Predictions, read_probs
+from ksat.runs import file_sha256, read_json, write_json
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINTS = Path("checkpoints")  # where train.py puts its runs
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A base to score, and how it is loaded where that is said ("base:nf4" or "base:none")."""
+
+    base: str
+    quantization: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Candidate":
+        """One of the names between the commas of --bases."""
+        base, colon, last = text.strip().rpartition(":")
+        return cls(base, last) if colon and last in ("nf4", "none") else cls(text.strip())
+
+    @property
+    def name(self) -> str:
+        return f"{self.base}:{self.quantization}" if self.quantization else self.base
+
+    @property
+    def slug(self) -> str:
+        """A file's name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a candidate: predictions and inference's report, or the reason why there are none."""
+
+    candidate: Candidate
+    predictions: Predictions | None = None
+    report: Mapping[str, Any] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all candidates have in common.
+
+    Attributes:
+        questions: CSV to score.
+        folder: takes every candidate's files, and the results.
+        flags: of inference.py (and train.py), how to compute.
+        limit: score the first so many questions; None for all.
+        train: CSV to fine-tune each candidate on first; None scores them untuned.
+    """
+
+    questions: Path
+    folder: Path
+    flags: tuple[str, ...] = ()
+    limit: int | None = None
+    train: Path | None = None
+
+
+def parse_candidates(text: str) -> list[Candidate]:
+    """The candidates of --bases.
+
+    Raises:
+        InputError: an empty name, or one that stands there twice.
+    """
+    candidates = [Candidate.parse(part) for part in text.split(",")]
+    if any(not candidate.base for candidate in candidates):
+        raise InputError(f"--bases {text!r}: an empty name; expected bases with commas between them")
+    slugs = [candidate.slug for candidate in candidates]
+    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+        raise InputError(f"--bases: {', '.join(twice)} is named twice; leave one out")
+    return candidates
+
+
+def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
+    """Scores a candidate by inference.py, after train.py where that is asked for; takes what is done from its files."""
+    stem = settings.folder / candidate.slug
+    probs, done = stem.with_name(f"{stem.name}.probs.csv"), stem.with_name(f"{stem.name}.done.json")
+    key = {
+        "candidate": candidate.name, "questions": file_sha256(settings.questions), "limit": settings.limit,
+        "flags": list(settings.flags), "train": settings.train and file_sha256(settings.train),
+    }  # fmt: skip
+    if not (_says(done, key) and probs.exists()):
+        done.unlink(missing_ok=True)
+        log = stem.with_name(f"{stem.name}.log")
+        log.unlink(missing_ok=True)
+        for command in [*_training(candidate, settings, stem, key), _scoring(candidate, settings, stem)]:
+            if reason := _run(command, log):
+                return Outcome(candidate, reason=reason)
+        write_json(done, key)
+    return Outcome(candidate, read_probs(probs), read_json(probs.with_suffix(".json")))
+
+
+def _says(path: Path, key: dict[str, Any]) -> bool:
+    return path.exists() and read_json(path) == key
+
+
+def _base_flags(candidate: Candidate) -> list[str]:
+    flags = ["--base", candidate.base]
+    if candidate.quantization:
+        flags += ["--quantization", candidate.quantization]
+    known = find_base(candidate.base)
+    return [*flags, "--no-share-prefixes"] if known is not None and known.needs_rows else flags
+
+
+def _run_folder(candidate: Candidate, settings: Settings) -> Path:
+    return CHECKPOINTS / f"explore-{settings.folder.name}-{candidate.slug}"
+
+
+def _training(candidate: Candidate, settings: Settings, stem: Path, key: dict[str, Any]) -> list[list[str]]:
+    """The command that trains the candidate: none if it is untuned or trained already, one that resumes if it was cut off."""
+    if settings.train is None:
+        return []
+    folder, begun = _run_folder(candidate, settings), stem.with_name(f"{stem.name}.begun.json")
+    command = ["train.py", "--run", folder.name]
+    if not _says(begun, key):
+        write_json(begun, key)
+        overwrite = ["--overwrite"] if folder.exists() else []
+        return [[*command, "--train", str(settings.train), *_base_flags(candidate), *overwrite, *settings.flags]]
+    if (folder / "run.json").exists():
+        return []
+    if (folder / "settings.json").exists():
+        return [[*command, "--resume", *settings.flags]]
+    return [[*command, "--train", str(settings.train), *_base_flags(candidate), "--overwrite", *settings.flags]]
+
+
+def _scoring(candidate: Candidate, settings: Settings, stem: Path) -> list[str]:
+    command = ["inference.py", "--test", str(settings.questions), "--out", str(stem), "--overwrite", *settings.flags]
+    if settings.limit:
+        command += ["--limit", str(settings.limit)]
+    if settings.train is None:
+        return [*command, *_base_flags(candidate)]
+    return [*command, "--ckpt", str(_run_folder(candidate, settings))]
+
+
+def _run(command: Sequence[str], log: Path) -> str:
+    """Runs one of our scripts, its output on stderr and in `log`; returns why it failed, "" if it did not."""
+    arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    print(f"\n$ python {' '.join(command)}", file=sys.stderr, flush=True)
+    lines: list[str] = []
+    with log.open("a", encoding="utf-8") as file:
+        # A child that outlives us would score the same base twice once we are started again.
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=_die_with_parent
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stderr.write(line)
+            file.write(line)
+            file.flush()
+            lines = [*lines[-20:], line.strip()] if line.strip() else lines
+        code = process.wait()
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}; SIGKILL mostly means that the machine's memory ran out"
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or [f"exit code {code}"])[-1]
+
+
+def _die_with_parent() -> None:
+    """Linux: SIGKILL when the parent ends. Elsewhere the child ends on its own, writing to a closed pipe."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

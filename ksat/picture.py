@@ -1,0 +1,61 @@
+"""exploration.png: accuracy against peak memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ksat.runs import write_atomic
+from ksat.standings import Row
+
+WIDTH, HEIGHT = 9.0, 5.5  # inches
+
+
+def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | None, memory: str, title: str) -> None:
+    """Writes the picture: a point a base with its 95 % interval, labelled without overlap; guessing and the GPU as lines.
+
+    Args:
+        path: of the PNG file.
+        rows: with figures.
+        uniform: accuracy of guessing.
+        limit_gib: memory of the GPU; None on a machine without one.
+        memory: whose memory it is, for the axis.
+        title: above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display
+    import matplotlib.pyplot as plt
+    from adjustText import adjust_text
+
+    figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
+    xs = [row.peak_gib or 0.0 for row in rows]
+    accuracies = [row.metrics["all"].accuracy for row in rows]
+    ys = [accuracy.value for accuracy in accuracies]
+    below = [y - (accuracy.low if accuracy.low is not None else y) for y, accuracy in zip(ys, accuracies, strict=True)]
+    above = [
+        (accuracy.high if accuracy.high is not None else y) - y for y, accuracy in zip(ys, accuracies, strict=True)
+    ]
+    axes.errorbar(xs, ys, yerr=[below, above], fmt="o", capsize=3, color="tab:blue", ecolor="lightsteelblue")
+    axes.axhline(uniform, color="gray", linestyle=":", label=f"uniform guess, {uniform:.3f}")
+    if limit_gib is not None:
+        axes.axvline(limit_gib, color="tab:red", linestyle="--", label=f"memory of the GPU, {limit_gib:.1f} GiB")
+    right = max([*xs, limit_gib or 0.0])
+    axes.set_xlim(0, right * 1.15)
+    axes.set_xlabel(f"peak memory of {memory}, GiB")
+    axes.set_ylabel("accuracy, 95 % interval")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    texts = [axes.text(x, y, row.name.rsplit("/", 1)[-1], fontsize=9) for x, y, row in zip(xs, ys, rows, strict=True)]
+    figure.draw_without_rendering()
+    # What labels keep off: the points and their bars, and the GPU's line.
+    avoided = [(x, at) for x, y, a, b in zip(xs, ys, below, above, strict=True) for at in np.linspace(y - a, y + b, 9)]
+    if limit_gib is not None:
+        avoided += [(limit_gib, at) for at in np.linspace(*axes.get_ylim(), 40)]
+    adjust_text(
+        texts, x=[x for x, _ in avoided], y=[y for _, y in avoided], target_x=xs, target_y=ys, ax=axes,
+        arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
+    )  # fmt: skip
+    write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    plt.close(figure)
