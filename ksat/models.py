@@ -373,7 +373,15 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
     from peft import LoraConfig, get_peft_model
 
     # Not peft's prepare_model_for_kbit_training: it casts embedding and head to fp32, 2.9 GiB more on the 32B.
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **shared))
+    # A vision tower's layers never run; an adapter there would be ballast in every file.
+    decoder = set(model.get_decoder().modules())
+    outside = [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.startswith("Linear") and module not in decoder
+    ]
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", exclude_modules=outside or None, **shared)
+    adapted = get_peft_model(model, config)
     # Which layers recompute is decided pack by pack: LanguageModel.keep_activations. Enabled behind get_peft_model, which
     # would otherwise have gradients flow into the embedding.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
