@@ -203,10 +203,10 @@ def _score(
         args.pack_tokens
         or scoring_pack_tokens(model, encoded, rank=setup["rank"], over_vocabulary=setup["score_by"] == "text")
     )
+    report["layout"] = model.layout
     # The first thing that is written.
-    report["pack_tokens"] = args.pack_tokens
     journal = Journal(_journal_path(probs_path), report, pack_tokens=pack_tokens, part=processes.rank())
-    report["pack_tokens"] = processes.agree(journal.pack_tokens)
+    report["pack_tokens"] = args.pack_tokens or processes.agree(journal.pack_tokens)
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
         "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),

@@ -196,6 +196,7 @@ def _train(
         if args.overwrite and folder.exists():
             shutil.rmtree(folder)
         write_json(folder / "settings.json", settings)
+    processes.wait()  # no process may see what an overwritten run has left
 
     validation = Validation(
         model,

@@ -9,6 +9,7 @@ keeping one layer costs what keeping none does.
 """
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -436,7 +437,7 @@ def parse_memory(text: str) -> int:
     """An argparse type: the bytes of "31.7GiB", "31.7" (GiB), "32GB" (10^9) or "800MiB"."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", text.strip().lower(), re.ASCII)
     unit = _UNITS.get(match[2] or "gib") if match else None
-    num_bytes = int(float(match[1]) * unit) if match and unit else 0
-    if num_bytes <= 0:
+    num_bytes = float(match[1]) * unit if match and unit else 0.0
+    if not 1 <= num_bytes < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no size of memory; expected one such as 31.7GiB, 32GB or 800MiB")
-    return num_bytes
+    return int(num_bytes)

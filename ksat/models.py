@@ -141,10 +141,15 @@ def base_path(base: str) -> str:
 @contextlib.contextmanager
 def _clear_load_errors(base: str) -> Iterator[None]:
     """Turns what the libraries raise for an unknown, unreachable or unsupported base into one line."""
+    import torch
     from safetensors import SafetensorError
 
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--base {base}: out of memory while loading it ({_first_line(error)}); take a smaller base, nf4, or more --gpu-memory"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         text = _first_line(error)
         if "trust_remote_code" in str(error):

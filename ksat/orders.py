@@ -27,13 +27,16 @@ _BY_NUMBER = re.compile(
 # In Korean only at the choice's beginning: behind a noun 위 and 앞 are places in the world ("도마 위에 모두 올린다").
 _BY_PLACE = re.compile(
     r"^(?:바로 )?(?:위|앞|아래|이상|상기)(?:의|에|에는|에서|에 있는)? (?:\S+ ){0,2}?"
-    rf"(?:모두|모든|전부|다(?!\S)|[두세네](?: |가지|개)|둘|셋|넷|어느 ?것|아무 ?것|해당 ?없|없[음다]|{_CHOICE})"
+    rf"(?:보기|모두|모든|전부|다(?!\S)|[두세네](?: |가지|개)|둘|셋|넷|어느 ?것|아무 ?것|해당 ?없|없[음다]|{_CHOICE})"
     r"|\b(?i:(?:all|any|none|some|of|the) above)\b|\b(?i:above) (?:option|choice|answer)s?\b"
     r"|\b(?i:both|either|neither) (?:[1-5A-E]|\([1-5A-E]\))(?:,| and\b| or\b| nor\b)"
 )
 # A choice that is a list of numbers ("1과 3", "(2), (4)"), or of letters as English tests letter their choices ("A and C").
 _LIST = re.compile(
     rf"{_NUMBER}(?:{_AND}{_NUMBER})+(?: ?(?:모두|둘 ?다|다|만|only))?\.?"
+    r"|(?:(?:정)?답은 |보기 ?)?(?:\([1-5]\)|[1-5]번)(?:만|뿐|이다|이 아니다)\.?"
+    rf"|보기 ?{_NUMBER}(?:{_AND}{_NUMBER})*\.?"
+    r"|[A-E](?:, ?[A-E])+\.?"
     r"|(?:Only )?(?:[A-E]|\([A-E]\))(?:, ?(?:[A-E]|\([A-E]\)))*,? (?:and|or|nor|&) (?:[A-E]|\([A-E]\))(?: only)?\.?"
 )
 

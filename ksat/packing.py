@@ -155,6 +155,7 @@ def plan_packs(
     *,
     batch: Sequence[int] | None = None,
     layout: Layout = "tree",
+    multiple: int = 1,
 ) -> list[list[int]]:
     """Which questions share a pack: lists of indices, the largest pack first, each under the token budget.
 
@@ -168,6 +169,8 @@ def plan_packs(
         pack_tokens: budget of one pack, in computed tokens (pads and repeated prompts count where they are computed).
         batch: the indices to pack, none twice; all by default.
         layout: how packs will be built.
+        multiple: of which the number of packs is to be, so that so many processes have the same to do; a few tokens more
+            that are shared no longer are taken for it. Not for "rows".
     """
     indices = range(len(questions)) if batch is None else batch
     if not len(indices):
@@ -176,12 +179,14 @@ def plan_packs(
         return _plan_rows(questions, pack_tokens, indices)
     order = _order(questions, indices, layout)
     bins = _split(order, 0, len(indices), pack_tokens, even=False)
+    most = -(-len(bins) // multiple) * multiple
+    may_cost = most > len(bins)
     alone = (order.tokens(place, place + 1) for place in range(len(indices)))
     low, high = max((tokens for tokens in alone if tokens <= pack_tokens), default=pack_tokens), pack_tokens + 1
     while low < high:
         middle = (low + high) // 2
         lower = _split(order, 0, len(indices), middle, even=True)
-        if len(lower) <= len(bins) and sum(tokens for tokens, _ in lower) <= sum(tokens for tokens, _ in bins):
+        if len(lower) <= most and (may_cost or sum(tokens for tokens, _ in lower) <= sum(tokens for tokens, _ in bins)):
             bins, high = lower, middle
         else:
             low = middle + 1

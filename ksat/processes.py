@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ def rank() -> int:
 
 def num_processes() -> int:
     """How many processes share the work."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    # A scheduler may set WORLD_SIZE alone; a launcher sets both.
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def is_main() -> bool:
@@ -30,7 +32,8 @@ def start(*, on_cpu: bool) -> None:
         return
     from accelerate import PartialState
 
-    state = PartialState(cpu=on_cpu)
+    # Who is done with scoring early waits for the others, which may take hours.
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     if not on_cpu:
         import torch
 

@@ -1,6 +1,7 @@
 """Atomic files, and run.json: what a finished run tells inference."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -186,7 +187,7 @@ class Journal:
         self.pack_tokens = pack_tokens
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         kept: list[str] = []
-        for other in sorted(path.parent.glob(f"{path.name}.*")):
+        for other in sorted(path.parent.glob(f"{glob.escape(path.name)}.*")):
             lines = other.read_text(encoding="utf-8").splitlines(keepends=True)
             if not lines or not re.fullmatch(rf"{key} \d+\n", lines[0]):
                 continue
@@ -202,7 +203,7 @@ class Journal:
     @staticmethod
     def remove(path: Path) -> None:
         """Removes all parts of the journal at `path`."""
-        for part in path.parent.glob(f"{path.name}.*"):
+        for part in path.parent.glob(f"{glob.escape(path.name)}.*"):
             part.unlink()
 
     def add(self, scores: dict[str, list[float]]) -> None:

@@ -21,7 +21,15 @@ FloatArray = NDArray[np.float64]
 def progress_bar(label: str, num_questions: int, num_done: int) -> "tqdm[None]":
     """A bar on stderr with questions a second and the time left; in a log file a line every half minute."""
     pause = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=num_questions, initial=num_done, desc=label, unit="question", mininterval=pause, smoothing=0.1)
+    return tqdm(
+        total=num_questions,
+        initial=num_done,
+        desc=label,
+        unit="question",
+        mininterval=pause,
+        smoothing=0.1,
+        disable=not processes.is_main(),
+    )
 
 
 def choice_probs(scores: FloatArray, scale: float) -> FloatArray:
@@ -62,7 +70,8 @@ def score_questions(
     model.model.eval()
     by_key = {key: list(scores) for key, scores in (done or {}).items()}
     waiting = processes.share(plan_packs(questions, pack_tokens, layout=model.layout))
-    bar = progress_bar(progress, len(questions), sum(question.key in by_key for question in questions))
+    mine = [questions[row].key in by_key for rows in waiting for row in rows]
+    bar = progress_bar(progress, len(mine), sum(mine))
     while waiting:
         rows = waiting.pop(0)
         # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
@@ -77,10 +86,11 @@ def score_questions(
             torch.cuda.empty_cache()
             continue
         fresh = _finite_scores(model, questions, pack, scores)
+        num_new = sum(key not in by_key for key in fresh)
         by_key.update(fresh)
         on_scored(fresh)
         bar.set_postfix({"memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False)
-        bar.update(len(fresh))
+        bar.update(num_new)
     bar.close()
     by_key = processes.join(by_key)
     table = np.full((len(questions), MAX_CHOICES), np.nan)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ksat.encoding import EncodedQuestion
+from ksat.errors import InputError
 from ksat.head import ROWS_AT_ONCE
 from ksat.language_model import LanguageModel
 from ksat.memory import (
@@ -123,7 +124,7 @@ class StepMemory:
             backward: called with a pack; runs its forward and backward pass and clears the gradients.
 
         Raises:
-            torch.OutOfMemoryError: one question alone does not fit.
+            InputError: one question alone does not fit.
         """
         if self.plan is None:
             return
@@ -153,10 +154,10 @@ class StepMemory:
             try:
                 backward(pack)
                 break
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if recompute_all or not self.lower():
                     if len(rows) == 1:
-                        raise
+                        raise out_of_memory(questions[rows[0]]) from error
                     rows = rows[: len(rows) // 2]
             torch.cuda.empty_cache()
         peak = measured_peak()
@@ -165,6 +166,14 @@ class StepMemory:
             f"{format_gib(predicted)}, measured {format_gib(peak)}"
         )
         return Probe(self._tokens, num_kept, peak, self._longest)
+
+
+def out_of_memory(question: EncodedQuestion) -> InputError:
+    """What to tell a user whose GPU can't train this question, alone and with all layers recomputed."""
+    return InputError(
+        f"question {question.id!r}: out of memory with this question alone ({len(question.prompt_ids)} tokens); start another "
+        "--run with a lower --max-tokens or --rank, or with a smaller base"
+    )
 
 
 def measured_peak() -> int:

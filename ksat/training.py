@@ -28,7 +28,7 @@ from ksat.language_model import LanguageModel
 from ksat.packing import Pack, build_pack, plan_packs
 from ksat.runs import write_text
 from ksat.scoring import progress_bar
-from ksat.step_memory import StepMemory
+from ksat.step_memory import StepMemory, out_of_memory
 
 SECONDS_BETWEEN_SAVES = 300.0
 _COMPLETE = "complete"  # marks a trainer checkpoint whose files are all written
@@ -169,8 +169,16 @@ class ChoiceTrainer(SFTTrainer):
         model.train()
         batch = [row for question in inputs["questions"].tolist() for row in self.groups[question]]
         weights = {row: 1 / (len(inputs["questions"]) * self.questions[row].num_orders) for row in batch}
-        plan = plan_packs(self.questions, self.settings.pack_tokens, batch=batch, layout=self.language_model.layout)
+        plan = plan_packs(
+            self.questions,
+            self.settings.pack_tokens,
+            batch=batch,
+            layout=self.language_model.layout,
+            multiple=processes.num_processes(),
+        )
         total = self._backward(processes.share(plan), weights)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.scale(total)  # a process without a pack would have none to unscale with
         processes.add_up([total, *self._gradients()])
         return total
 
@@ -187,10 +195,10 @@ class ChoiceTrainer(SFTTrainer):
                     pack = build_pack(self.questions, rows, layout=self.language_model.layout)
                     total += self._backward_pack(pack, weights)
                 return total
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if not self.memory.lower():
                     if len(rows) == 1:
-                        raise
+                        raise out_of_memory(self.questions[rows[0]]) from error
                     plan = [*plan[:n], rows[: len(rows) // 2], rows[len(rows) // 2 :], *plan[n + 1 :]]
             self.language_model.model.zero_grad()
             torch.cuda.empty_cache()
@@ -283,6 +291,9 @@ def _trainer_arguments(model: LanguageModel, settings: TrainSettings, folder: Pa
         report_to=settings.report_to,
         disable_tqdm=True,
     )
+    if on_cpu:
+        # Under gloo accelerate calls it cpu:0, to which torch.load can't restore a checkpoint.
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # with several GPUs in sight the Trainer would take n_gpu times the questions a step
     return arguments
@@ -314,7 +325,8 @@ class RunCallback(TrainerCallback):
         short = self.per_epoch * self.settings.questions_per_step - self.num_questions
         is_last = state.global_step % self.per_epoch == 0
         self.bar.update(self.settings.questions_per_step - (short if is_last else 0))
-        if processes.agree(time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES):
+        # Not behind an epoch's last step: a checkpoint that counts the epoch as done would skip its validation on --resume.
+        if processes.agree(time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES) and not is_last:
             control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -416,8 +428,8 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of memory with --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower --pack-tokens and "
-            "--resume; if one question alone is too long, start another --run with a lower --max-tokens"
+            f"out of memory with the largest pack of --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower "
+            "--pack-tokens and --resume, or start another --run with a lower --max-tokens or --rank"
         ) from error
     except (OSError, SafetensorError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its archive writer.

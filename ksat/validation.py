@@ -100,10 +100,8 @@ class Validation:
             entry |= metrics.to_dict()
             print(f"\nvalidation after epoch {epoch}\n{format_table([(f'epoch {epoch}', metrics)])}\n", flush=True)
         self.progress["epochs"] = [*entries, entry]
-        losses = (
-            [_log_loss(e) for e in self.progress["epochs"]] if self.questions else [float(-e) for e in range(epoch)]
-        )
-        self.progress["best_epoch"] = int(np.argmin(losses)) + 1
+        best = min([entry, *entries], key=lambda e: _log_loss(e) if self.questions else -e["epoch"])
+        self.progress["best_epoch"] = best["epoch"]
         if self.best_epoch == epoch and processes.is_main():
             kept = self.folder / f"epoch-{epoch}"
             shutil.rmtree(kept, ignore_errors=True)
@@ -126,7 +124,8 @@ class Validation:
         """The untuned base is often hard to beat; a user should hear of it before the test set does."""
         if not self.questions:
             return
-        best, control = _log_loss(self.progress["epochs"][self.best_epoch - 1]), _log_loss(self.progress["control"])
+        entry = next(entry for entry in self.progress["epochs"] if entry["epoch"] == self.best_epoch)
+        best, control = _log_loss(entry), _log_loss(self.progress["control"])
         if best >= control:
             print(
                 f"warning: no epoch beats the untuned base on validation (log loss {best:.3f}, untuned {control:.3f}); "
@@ -135,7 +134,7 @@ class Validation:
             )
 
     def _patience_ended(self) -> bool:
-        return bool(self.questions) and len(self.progress["epochs"]) - self.best_epoch >= self.patience
+        return bool(self.questions) and self.progress["epochs"][-1]["epoch"] - self.best_epoch >= self.patience
 
     def _scores(self) -> FloatArray:
         return score_questions(self.model, self.encoded, pack_tokens=self.pack_tokens, progress="validation")

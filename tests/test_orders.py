@@ -49,6 +49,7 @@ def with_choice(choice: str) -> Question:
         "All of the above", "all the above", "None of the above.", "any of the above", "none above", "The above choices",
         "Both A and B", "both (A) and (C)", "Neither 1 nor 2", "either B or D", "A and C", "Only A and C", "B or D only",
         "A, B, and C", "Options 1 and 2", "option B", "Choice (3)", "the same as answer 2",
+        "1번만", "(2)이다", "정답은 1번이다", "3번이 아니다", "위 보기 중 답이 없다", "보기 1, 2", "A, B",
     ],
 )  # fmt: skip
 def test_a_choice_that_points_at_others(choice: str) -> None:
@@ -65,6 +66,7 @@ def test_a_choice_that_points_at_others(choice: str) -> None:
         "다리를 3번 건넜다", "3번 출구", "10번과 11번", "1번", "1번째와 2번째", "11번 선수", "두 번째 구역", "첫 번째 문단",
         "1, 600", "1,600", "2,000개 이상", "3·15 의거", "1.5배", "2-3일 후", "1과 30", "12와 3", "1592년과 1597년",
         "both a cat and a dog", "either of them", "answer a question", "optional 2", "I and you", "option 12",
+        "2만", "3이다", "12번만", "1번만 읽었다",
     ],
 )  # fmt: skip
 def test_a_choice_that_points_at_no_other(choice: str) -> None:

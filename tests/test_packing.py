@@ -255,6 +255,36 @@ def test_every_question_is_in_one_pack_and_the_budget_is_kept(
         assert computed <= pack_tokens or len(members) == 1
 
 
+@given(
+    rows=questions(),
+    pack_tokens=st.integers(1, 300),
+    multiple=st.integers(1, 4),
+    layout=st.sampled_from(["tree", "flat"]),
+)
+def test_a_plan_for_several_processes(
+    rows: list[EncodedQuestion], pack_tokens: int, multiple: int, layout: Layout
+) -> None:
+    """No more packs than fill the last round, the budget kept, every question once; one process changes nothing."""
+    alone = plan_packs(rows, pack_tokens, layout=layout)
+    plan = plan_packs(rows, pack_tokens, layout=layout, multiple=multiple)
+    assert len(alone) <= len(plan) or multiple == 1
+    assert len(plan) <= -(-len(alone) // multiple) * multiple
+    assert sorted(row for members in plan for row in members) == list(range(len(rows)))
+    for members in plan:
+        tokens = build_pack(rows, members, layout=layout).num_tokens
+        assert tokens <= pack_tokens or len(members) == 1
+    assert plan_packs(rows, pack_tokens, layout=layout, multiple=1) == alone
+
+
+def test_two_processes_get_the_same_to_do() -> None:
+    """Sixteen questions that would fit one pack: two of about half of it, not one for the first process alone."""
+    rows = [encoded(str(n), tuple(range(100 * n, 100 * n + 30 + 3 * n))) for n in range(16)]
+    assert len(plan_packs(rows, 100_000)) == 1
+    sizes = [build_pack(rows, members).num_tokens for members in plan_packs(rows, 100_000, multiple=2)]
+    assert len(sizes) == 2
+    assert max(sizes) <= 1.05 * sum(sizes) / 2
+
+
 @every_layout
 @given(rows=questions(by_text=False), pack_tokens=st.integers(1, 300))
 def test_the_largest_pack_comes_first(layout: Layout, rows: list[EncodedQuestion], pack_tokens: int) -> None:

@@ -122,7 +122,9 @@ def test_one_question_that_does_not_fit_ends_the_run(
 ) -> None:
     """With a plan that has nothing left to lower, and with one that is lowered to its end, in the probes already."""
     OutOfMemoryOnce(monkeypatch, list(range(1, 100)))
-    with pytest.raises(InputError, match=r"out of memory with --pack-tokens 600 .*lower --pack-tokens and --resume"):
+    with pytest.raises(
+        InputError, match=r"question 'q-\d+': out of memory with this question alone \(\d+ tokens\); start another"
+    ):
         train_planned(tmp_path, limit=limit)
 
 
@@ -131,7 +133,9 @@ def test_without_a_plan_one_question_that_does_not_fit_ends_the_run(
 ) -> None:
     OutOfMemoryOnce(monkeypatch, list(range(1, 100)))
     questions = encode(make_questions(4), "label")
-    with pytest.raises(InputError, match=r"out of memory with --pack-tokens 600 .*lower --pack-tokens and --resume"):
+    with pytest.raises(
+        InputError, match=r"question 'q-\d+': out of memory with this question alone \(\d+ tokens\); start another"
+    ):
         train(
             load_base(base_folder(), rank=4), questions, make_settings(), folder=tmp_path, after_epoch=lambda n: False
         )

@@ -181,11 +181,15 @@ def test_a_score_that_is_not_finite_names_its_question_and_stops(
 
 
 def test_out_of_memory_says_which_flags_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: LanguageModel, pack: Pack, **how: bool) -> torch.Tensor:
+    """In the optimizer, say: what no smaller pack of one question can help."""
+
+    def full(*args: Any, **how: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore")
 
-    monkeypatch.setattr(LanguageModel, "choice_scores", full)
-    with pytest.raises(InputError, match=r"out of memory with --pack-tokens 600 \(CUDA out of memory.* GiB\); lower"):
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(
+        InputError, match=r"out of memory with the largest pack of --pack-tokens 600 \(CUDA out.*; lower"
+    ):
         run(load_base(base_folder(), rank=4), encode(make_questions(4), "label"), tmp_path)
 
 
