@@ -1,5 +1,6 @@
 """One process, or several under `accelerate launch` or torchrun: each computes its share, the first writes the files."""
 
+import atexit
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,9 +35,11 @@ def start(*, on_cpu: bool) -> None:
 
     # Who is done with scoring early waits for the others, which may take hours.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
-    if not on_cpu:
-        import torch
+    import torch.distributed
 
+    # Threads of gloo that are alive when a process ends would abort it, and the launcher would then kill the others.
+    atexit.register(torch.distributed.destroy_process_group)
+    if not on_cpu:
         torch.cuda.set_device(state.device)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives

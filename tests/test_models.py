@@ -144,6 +144,17 @@ def test_bases_that_can_t_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "ran").exists()
 
 
+def test_out_of_memory_while_loading_does_not_blame_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **how: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(
+        InputError, match=r"out of memory while loading it \(CUDA.*\); take a smaller base, nf4, or more"
+    ):
+        load_base(base_folder())
+
+
 def test_unknown_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(

@@ -332,6 +332,17 @@ def test_training_goes_on_wherever_it_was_killed(here: Path, monkeypatch: pytest
     assert_unbroken(run)
 
 
+def test_a_kill_in_the_validation_loses_no_epoch(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With saves due after every step: one behind the epoch's last would count the epoch as done, its validation undone."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ksat.training.SECONDS_BETWEEN_SAVES", -1.0)
+        patch.setattr("ksat.validation.Validation.after_epoch", kill)
+        with pytest.raises(KilledError):
+            run_train("--run", "behind", "--epochs", "3")
+    run_train("--run", "behind", "--resume")
+    assert_unbroken("behind")
+
+
 def test_training_goes_on_in_the_middle_of_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ksat import training
 
@@ -394,6 +405,31 @@ def test_inference_goes_on_after_kill_9_with_the_same_bits(here: Path, tmp_path:
     for ending in (".csv", ".probs.csv"):
         assert (tmp_path / f"killed{ending}").read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
     assert not journal.exists()
+
+
+def test_an_interrupted_inference_goes_on_whatever_its_name(here: Path, tmp_path: Path) -> None:
+    """Brackets and stars are a pattern for a file system, and a lowered budget does not throw scores away."""
+    flags = ["--ckpt", "checkpoints/full", *CPU, "--out", str(tmp_path / "run[2]*")]
+    packs: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        from ksat.language_model import LanguageModel
+
+        score = LanguageModel.choice_scores
+
+        def count(self: LanguageModel, pack: Any, **how: bool) -> Any:
+            packs.append(len(pack.rows))
+            if len(packs) == 3:
+                raise KilledError
+            return score(self, pack, **how)
+
+        patch.setattr(LanguageModel, "choice_scores", count)
+        with pytest.raises(KilledError):
+            inference.main([*flags, "--pack-tokens", "300"])
+        inference.main([*flags, "--pack-tokens", "200"])
+    whole = read_probs(Path("submissions/full.probs.csv"))
+    assert sum(packs[:2]) + sum(packs[3:]) < len(whole) + max(packs)  # at most what shares a smaller pack with new ones
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    assert_same_probs(tmp_path / "run[2]*.probs.csv", Path("submissions/full.probs.csv"), 1e-5)
 
 
 def test_inference_starts_anew_when_the_interrupted_one_had_other_settings(here: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tiny import base_folder, make_questions, read_probs, write_questions
 
 import inference
 import train
+from ksat import processes
 from ksat.runs import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,49 @@ def test_an_interrupted_pair_goes_on_as_one(here: Path) -> None:
     inference.main(flags)
     assert (here / "out/killed.probs.csv").read_bytes() == (here / "out/one.probs.csv").read_bytes()
     assert sorted(p.name for p in Path("out").glob(".*")) == []
+
+
+def killed_training(run: str, *flags: str, step: int) -> list[str]:
+    """Trains with two processes until both are killed at this step; returns the flags."""
+    flags = ("--base", str(base_folder()), *TRAIN, "--run", run, *flags)
+    code = (
+        "import os, signal, ksat.training as t, ksat.processes as p\nt.SECONDS_BETWEEN_SAVES = -1.0\n"
+        "end = t.RunCallback.on_step_end\n"
+        "def end_or_kill(self, args, state, *r, **k):\n"
+        f"    if state.global_step == {step}: p.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return end(self, args, state, *r, **k)\n"
+        f"t.RunCallback.on_step_end = end_or_kill\nimport train\ntrain.main({list(flags)!r})\n"
+    )
+    Path("killed_training.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
+    assert launch(str(Path("killed_training.py").resolve()), []).returncode != 0
+    return list(flags)
+
+
+def test_two_processes_resume_to_the_curve_of_one(here: Path) -> None:
+    flags = killed_training("killed", "--pack-tokens", "400", step=3)
+    assert not Path("checkpoints/killed/run.json").exists()
+    done = launch("train.py", [*flags, "--resume"])
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    np.testing.assert_allclose(losses("killed"), losses("one"), rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_overwrite_a_run_that_was_interrupted(here: Path) -> None:
+    """None may see the old run's progress, or what they do together would fall out of step."""
+    flags = killed_training("old", step=6)
+    assert Path("checkpoints/old/progress.json").exists()
+    done = launch("train.py", [*flags, "--overwrite"])
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" not in done.stderr
+    np.testing.assert_allclose(losses("old"), losses("one"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_scheduler_that_sets_world_size_alone_starts_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert processes.num_processes() == 1
+    monkeypatch.setenv("RANK", "1")
+    assert processes.num_processes() == 2
 
 
 def test_bad_input_stops_all_processes_with_one_message(here: Path) -> None:

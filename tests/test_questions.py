@@ -178,6 +178,7 @@ def test_mistake_13_no_eval_no_bool_flags_and_no_tokens_in_the_source() -> None:
         ({"problems": problems(question_plus="가"), "question_plus": "나"}, "two different question_plus .*'나'.*'가'"),
         ({"problems": problems(question_plus=["가"])}, r"have a question_plus that is not text \(id '.*': list\)"),
         ({"id": " "}, r"1 of the rows have an empty id \(first: data row 1\)"),
+        ({"id": "a\x1f1"}, r"1 of the rows have an id with a control character \(id .*a\\x1f1.*\); take it out"),
     ],
 )
 def test_bad_rows_are_refused(tmp_path: Path, fields: dict[str, str], match: str) -> None:

@@ -63,6 +63,19 @@ def test_the_loss_curve_does_not_depend_on_what_recomputes(tmp_path: Path, score
     np.testing.assert_allclose(curves[1:], [curves[0]] * 3, rtol=0, atol=1e-4)
 
 
+def test_a_process_without_a_pack_can_unscale_its_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half precision with more processes than packs in the first step: gradient clipping asks each one's scaler."""
+    trainer = ChoiceTrainer(
+        load_base(base_folder(), rank=4), encode(make_questions(4), "label"), make_settings(), tmp_path
+    )
+    trainer.accelerator.scaler = scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr("ksat.processes.share", lambda plan: [])
+    assert trainer.training_step(trainer.language_model.model, {"questions": torch.arange(4)}) == 0
+    optimizer = torch.optim.AdamW([p for p in trainer.language_model.model.parameters() if p.requires_grad])
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+
+
 @pytest.mark.parametrize("score_by", ["label", "text"])
 def test_loss_over_the_vocabulary_is_that_of_the_plain_model(tmp_path: Path, score_by: str) -> None:
     """The first step: the mean over questions of the loss that transformers computes where all but the answer is -100."""
