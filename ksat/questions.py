@@ -115,7 +115,7 @@ def require_unique_ids(ids: Sequence[str], path: Path | str) -> None:
         raise InputError(
             f"{path}: {len(empty)} of the rows have an empty id (first: {empty[0]}); every row needs its own id"
         )
-    if marked := [(ascii(value), "") for value in ids if re.search(r"[\x00-\x1f\x7f]", value)]:
+    if marked := [(value, "") for value in ids if re.search(r"[\x00-\x1f\x7f]", value)]:
         raise bad_rows(path, "have an id with a control character", marked, "take it out")
     series = pd.Series(list(ids))
     if (doubled := series.duplicated()).any():
