@@ -1,0 +1,208 @@
+"""explore.py on real (tiny) bases: every candidate in a process of its own, kept when it is done, a row when it fails."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import base_folder, make_questions, read_probs, write_questions
+
+import explore
+import inference
+from ksat.errors import InputError, exit_code
+from ksat.exploration import Candidate, parse_candidates
+
+ROOT = Path(__file__).parent.parent
+CPU = ["--device", "cpu", "--engine", "transformers"]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("explore")
+    write_questions(folder / "valid.csv", make_questions(12, first=40))
+    write_questions(folder / "train.csv", make_questions(8))
+    (folder / "board.csv").write_text(f"base,public,private\n{base_folder('llama')},0.71,\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+def bases() -> str:
+    return f"{base_folder()},{base_folder('llama')}:nf4,nobody/nothing"
+
+
+def records(name: str) -> dict[str, dict[str, str]]:
+    with Path(f"explorations/{name}/exploration.csv").open(encoding="utf-8", newline="") as file:
+        return {row["base"]: row for row in csv.DictReader(file)}
+
+
+def test_candidates_are_named_and_filed() -> None:
+    assert parse_candidates("a/b, embedded:nf4 ,c:none") == [
+        Candidate("a/b"),
+        Candidate("embedded", "nf4"),
+        Candidate("c", "none"),
+    ]
+    assert [c.slug for c in parse_candidates("a/b-1.5,embedded:nf4,/x/y z")] == ["a-b-1.5", "embedded-nf4", "x-y-z"]
+    assert Candidate.parse("folder:8bit") == Candidate("folder:8bit")
+    with pytest.raises(InputError, match="an empty name"):
+        parse_candidates("a,,b")
+    with pytest.raises(InputError, match="a-b is named twice"):
+        parse_candidates("a/b,a/b")
+
+
+def test_scores_are_those_of_inference_and_done_ones_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--score", "valid.csv", "--bases", bases(), "--leaderboard", "board.csv", *CPU]
+    explore.main(command)
+    out = capsys.readouterr().out
+    folder = Path("explorations/valid")
+    slug = Candidate(str(base_folder())).slug
+    inference.main(["--base", str(base_folder()), "--test", "valid.csv", "--out", "out/alone", *CPU])
+    assert (folder / f"{slug}.probs.csv").read_bytes() == Path("out/alone.probs.csv").read_bytes()
+    found = records("valid")
+    assert list(found) == [str(base_folder()), f"{base_folder('llama')}:nf4", "nobody/nothing", "uniform guess"]
+    gold = {question.id: question.answer for question in make_questions(12, first=40)}
+    probs = read_probs(Path("out/alone.probs.csv"))
+    right = sum(max(range(len(p)), key=p.__getitem__) + 1 == gold[row_id] for row_id, p in probs.items())
+    assert float(found[str(base_folder())]["accuracy_all"]) == pytest.approx(right / 12)
+    assert float(found[str(base_folder())]["questions_per_second"]) > 0
+    llama = found[f"{base_folder('llama')}:nf4"]
+    assert (llama["public"], llama["private"]) == ("0.71", "")
+    assert found["nobody/nothing"]["accuracy_all"] == ""
+    assert "nobody/nothing: can't be loaded" in found["nobody/nothing"]["reason"]
+    assert "nobody/nothing: not scored (--base nobody/nothing: can't be loaded" in out
+    title, text = (folder / "exploration.md").read_text().split("\n\n", 1)
+    assert title == "# 12 questions of valid.csv, untuned"
+    assert text.strip() in out
+    with Image.open(folder / "exploration.png") as picture:
+        assert picture.size == (1350, 825)
+
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.probs.csv")}
+    explore.main([*command[:-6], *CPU])  # without the leaderboard, which is none of a candidate's business
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.probs.csv")} == before
+    assert records("valid")[f"{base_folder('llama')}:nf4"]["public"] == ""
+
+    write_questions(Path("valid.csv"), make_questions(11, first=40))  # another file of that name: scored again
+    explore.main(["--score", "valid.csv", "--bases", str(base_folder()), *CPU])
+    assert len(read_probs(folder / f"{slug}.probs.csv")) == 11
+
+
+def test_killed_in_the_middle_it_goes_on(here: Path) -> None:
+    """The child dies with its parent, and what it had scored counts."""
+    write_questions(Path("long.csv"), make_questions(200, first=300))
+    command = ["--score", "long.csv", "--bases", f"{base_folder('llama')},{base_folder()}", "--pack-tokens", "1", *CPU]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "explore.py"), *command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    second = Path("explorations/long") / f".{Candidate(str(base_folder())).slug}.probs.csv.partial.0"
+    deadline = time.monotonic() + 120
+    while not (second.exists() and len(second.read_text().splitlines()) > 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    scored = len(second.read_text().splitlines()) - 1
+    time.sleep(0.5)
+    assert len(second.read_text().splitlines()) - 1 == scored  # nobody goes on scoring
+    assert 5 <= scored < 200
+    first = Path("explorations/long") / f"{Candidate(str(base_folder('llama'))).slug}.probs.csv"
+    before = first.stat().st_mtime_ns
+    explore.main(command)
+    assert first.stat().st_mtime_ns == before
+    log = Path("explorations/long") / f"{Candidate(str(base_folder())).slug}.log"
+    assert "prompts are scored already" in log.read_text()
+    inference.main(
+        ["--base", str(base_folder()), "--test", "long.csv", "--out", "out/long", "--pack-tokens", "1", *CPU]
+    )
+    found = Path("explorations/long") / f"{Candidate(str(base_folder())).slug}.probs.csv"
+    assert found.read_bytes() == Path("out/long.probs.csv").read_bytes()
+
+
+def test_each_base_is_trained_first(here: Path) -> None:
+    write_questions(Path("apart.csv"), make_questions(6, first=40))
+    command = ["--score", "apart.csv", "--bases", str(base_folder()), "--finetune", "--train", "train.csv", *CPU]
+    explore.main(command)
+    slug = Candidate(str(base_folder())).slug
+    run = Path(f"checkpoints/explore-apart-tuned-{slug}")
+    assert (run / "run.json").exists()
+    tuned = read_probs(Path(f"explorations/apart-tuned/{slug}.probs.csv"))
+    inference.main(["--ckpt", str(run), "--test", "apart.csv", "--out", "out/tuned", *CPU])
+    assert read_probs(Path("out/tuned.probs.csv")) == tuned
+    # Scoring was interrupted: the trained run is not trained again.
+    Path(f"explorations/apart-tuned/{slug}.done.json").unlink()
+    before = (run / "run.json").stat().st_mtime_ns
+    explore.main(command)
+    assert (run / "run.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--score", "valid.csv"], "--score needs --bases"),
+        (["--score", "valid.csv", "--bases", "a", "--gpu", "t4"], "--gpu is for the fit table"),
+        (["--score", "valid.csv", "--bases", "a", "--train", "train.csv"], "--train needs --finetune"),
+        (["--score", "valid.csv", "--bases", "a", "--out", "a/b"], "--out a/b: expected a name"),
+        (["--score", "none.csv", "--bases", "a"], "none.csv: no such file"),
+        (["--score", "test.csv", "--bases", "a"], "0 of 3 questions have an answer"),
+        (
+            ["--score", "train.csv", "--bases", "a", "--finetune", "--train", "train.csv"],
+            "8 of the rows share their passage",
+        ),
+        (["--score", "valid.csv", "--bases", "a", "--leaderboard", "wrong.csv"], "has public '71'; expected a share"),
+        (["--finetune"], "--finetune needs --score"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_work(here: Path, flags: list[str], match: str) -> None:
+    write_questions(Path("test.csv"), make_questions(3), labelled=False)
+    Path("wrong.csv").write_text("base,public,private\na,71,\n")
+    with pytest.raises(InputError, match=match):
+        explore.main(flags)
+    assert not Path("explorations/a").exists()
+
+
+def test_the_fit_table_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    explore.main(["--gpu", "v100-32gb"])
+    out = capsys.readouterr().out
+    assert "| -> unsloth/Qwen2.5-32B-Instruct-bnb-4bit " in out
+    explore.main(["--gpu", "t4", "--explain", "Qwen/Qwen3-8B", "--rank", "16"])
+    assert "parameters of rank 16" in capsys.readouterr().out
+    explore.main(["--gpu", "t4", "--bases", f"{base_folder()},Qwen/Qwen3-8B"])
+    out = capsys.readouterr().out
+    assert f"{base_folder()} " in out
+    assert "Qwen3-14B" not in out
+
+
+def test_without_a_gpu_a_network_or_a_whole_config(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line each, exit code 2."""
+    cut = Path("cut")
+    cut.mkdir()
+    (cut / "config.json").write_text((base_folder() / "config.json").read_text()[:100])
+    for flags, expected in (
+        ([], "no GPU on this machine; name the card to plan for: --gpu t4|"),
+        (["--gpu", "t4", "--bases", "nobody/nothing"], "--base nobody/nothing: can't be loaded ("),
+        (["--gpu", "t4", "--bases", "cut"], "--base cut: can't be loaded ("),
+    ):
+        assert exit_code(lambda flags=flags: explore.main(flags)) == 2  # type: ignore[misc]
+        captured = capsys.readouterr()
+        assert expected in captured.err
+        assert len(captured.err.strip().splitlines()) == 1
+        assert captured.out == ""
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, explore\ntry: explore.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--gpu" in done.stdout
