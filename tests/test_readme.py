@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ensemble
+import explore
 import inference
 import train
 
@@ -37,7 +38,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project whose data/ holds a four-question competition: the commands are real, the wait is not."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("train.py", "inference.py", "ensemble.py"):
+    for name in ("train.py", "inference.py", "ensemble.py", "explore.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "ksat", folder / "ksat", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "prompts", folder / "prompts")
@@ -78,13 +79,14 @@ def test_every_gpu_command_of_the_readme_is_a_valid_command_line() -> None:
         "train.py": train.build_parser(),
         "inference.py": inference.build_parser(),
         "ensemble.py": ensemble.build_parser(),
+        "explore.py": explore.build_parser(),
     }
     for command in commands("README.md", r"bash gpu"):
         script, *flags = shlex.split(command)[1:]
         parsers[script].parse_args(flags)
 
 
-@pytest.mark.parametrize("script", ["train.py", "inference.py", "ensemble.py"])
+@pytest.mark.parametrize("script", ["train.py", "inference.py", "ensemble.py", "explore.py"])
 def test_help_is_instant_and_names_every_default(script: str) -> None:
     code = f"import sys; sys.argv=['{script}', '--help']\ntry:\n import runpy; runpy.run_path('{script}', run_name='__main__')\nfinally:\n assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     result = subprocess.run(
