@@ -143,6 +143,12 @@ def test_rows_equal_separate_prompts(family: str) -> None:
     assert_same(plain_step(family, "float64", questions, nf4=False), packed_step(rows, questions, 500, "rows"), 1e-9)
 
 
+def test_a_vision_tower_gets_no_lora() -> None:
+    names = [name for name, _ in with_adapter("gemma3-vision", "float32").model.named_parameters() if "lora_" in name]
+    assert len(names) == 2 * 7 * 2
+    assert all(".language_model.layers." in name for name in names)
+
+
 @pytest.mark.parametrize("family", SHARING)
 def test_recompute_changes_no_bit(family: str) -> None:
     questions = encode(make_questions(6), "text")

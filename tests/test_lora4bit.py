@@ -20,6 +20,9 @@ from ksat.lora4bit import fuse_lora
 
 IDS = torch.arange(3, 43).view(2, 20)
 
+# All LoRA layers of these are served; models.load puts none on a vision tower.
+TEXT_FAMILIES = [family for family in FAMILIES if family != "gemma3-vision"]
+
 
 @pytest.fixture(autouse=True)
 def seed() -> Iterator[None]:
@@ -114,7 +117,7 @@ def test_layer_equals_its_formula(shape: list[int], num_in: int, num_out: int, r
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_model_equals_peft_in_float64(family: str) -> None:
     model = make_model(family).double()
     expected = outputs_and_grads(model, IDS)
@@ -122,7 +125,7 @@ def test_model_equals_peft_in_float64(family: str) -> None:
     assert_equal(outputs_and_grads(model, IDS), expected, 1e-12)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_model_equals_peft_in_nf4(family: str) -> None:
     model = make_model(family, nf4=True)
     expected = outputs_and_grads(model, IDS)

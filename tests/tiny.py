@@ -20,7 +20,19 @@ from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question
 
 torch.set_num_threads(1)  # two threads are slower on models of this size, and much slower on a busy machine
-FAMILIES = ("qwen2", "qwen3", "llama", "cohere", "cohere2", "gemma2", "gemma3", "exaone4", "mistral", "lfm2")
+FAMILIES = (
+    "qwen2",
+    "qwen3",
+    "llama",
+    "cohere",
+    "cohere2",
+    "gemma2",
+    "gemma3",
+    "exaone4",
+    "mistral",
+    "lfm2",
+    "gemma3-vision",
+)
 WINDOW = 16  # tokens a sliding-window layer sees: fewer than any prompt here has
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -137,6 +149,14 @@ def make_config(family: str, *, vocab_size: int, hidden_size: int = 32) -> Any:
         "gemma3": ("Gemma3TextConfig", gemma),
         "exaone4": ("Exaone4Config", {"sliding_window_pattern": 2, **sliding}),
     }
+    if family == "gemma3-vision":  # as Gemma 3 of 4B and more comes from the hub, with a tower that is never used
+        tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return transformers.Gemma3Config(
+            text_config={**shared, **gemma},
+            vision_config={**tower, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            tie_word_embeddings=False,
+        )
     name, own = families[family]
     return getattr(transformers, name)(**shared | own)
 
