@@ -381,9 +381,7 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
     # A vision tower's layers never run; an adapter there would be ballast in every file.
     decoder = set(model.get_decoder().modules())
     outside = [
-        name
-        for name, module in model.named_modules()
-        if type(module).__name__.startswith("Linear") and module not in decoder
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module not in decoder
     ]
     config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", exclude_modules=outside or None, **shared)
     adapted = get_peft_model(model, config)
