@@ -25,12 +25,14 @@ Kernel = Literal["varlen", "segments"]
 NAME = "ksat"
 # Model types whose packs are tested to equal separate prompts. Their attention goes through transformers' interface and
 # depends on nothing but positions, a window and a soft cap.
-SERVED = frozenset(("qwen2", "qwen3", "llama", "mistral", "cohere", "cohere2", "gemma2", "gemma3_text", "exaone4"))
+SERVED = frozenset(
+    ("qwen2", "qwen3", "llama", "mistral", "cohere", "cohere2", "gemma2", "gemma3_text", "exaone4", "hyperclovax")
+)
 
 
 # Those whose sequences Unsloth's packed attention keeps apart. Gemma 2's see each other there without flash-attn (measured:
-# log-probabilities 8 apart), without a word.
-SERVED_BY_UNSLOTH = SERVED - {"gemma2"}
+# log-probabilities 8 apart), without a word; HyperCLOVA X was not tried.
+SERVED_BY_UNSLOTH = SERVED - {"gemma2", "hyperclovax"}
 
 
 def require_served(base: str, config: Any) -> None:

@@ -116,11 +116,10 @@ KNOWN_BASES = (
     KnownBase(
         "LGAI-EXAONE/EXAONE-4.0-1.2B", "exaone4",
         _shape("exaone4", 2048, 4096, 30, 32, 8, 102400, head_dim=64, tied=True), 1_279_391_488, "EXAONE 1.2 NC",
-        unverified="whether its template has a system role",
     ),
     KnownBase(
         "LGAI-EXAONE/EXAONE-4.0-32B", "exaone4", _shape("exaone4", 5120, 27392, 64, 40, 8, 102400), 32_003_216_384,
-        "EXAONE 1.2 NC", unverified="whether its template has a system role",
+        "EXAONE 1.2 NC",
     ),
     KnownBase(
         "google/gemma-3-4b-it", "gemma3", _shape("gemma3_text", 2560, 10240, 34, 8, 4, 262208, head_dim=256, tied=True),
@@ -158,7 +157,7 @@ KNOWN_BASES = (
     ),
     KnownBase(
         "naver-hyperclovax/HyperCLOVAX-SEED-Think-14B", "hyperclovax", _shape("hyperclovax", 6144, 14336, 38, 48, 8, 110592),
-        14_748_112_896, "HyperCLOVA X SEED", needs_rows=True, unverified="all but layers, width and count",
+        14_748_112_896, "HyperCLOVA X SEED", unverified="all but layers, width and count",
     ),
 )  # fmt: skip
 

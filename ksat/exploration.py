@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ksat.bases import find_base
 from ksat.errors import InputError
 from ksat.predictions import Predictions, read_probs
 from ksat.runs import file_sha256, read_json, write_json
@@ -117,8 +116,7 @@ def _base_flags(candidate: Candidate) -> list[str]:
     flags = ["--base", candidate.base]
     if candidate.quantization:
         flags += ["--quantization", candidate.quantization]
-    known = find_base(candidate.base)
-    return [*flags, "--no-share-prefixes"] if known is not None and known.needs_rows else flags
+    return flags
 
 
 def _run_folder(candidate: Candidate, settings: Settings) -> Path:

@@ -15,7 +15,7 @@ class Head:
     Attributes:
         weight: (V, h).
         bias: (V,) or None.
-        scale: factor on the logits (Cohere's logit_scale), 1 for most.
+        scale: factor on the logits (Cohere's logit_scale, HyperCLOVA X's logits_scaling), 1 for most.
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2), None for most.
     """
 
@@ -78,6 +78,6 @@ def read_head(model: Any) -> Head:
     """The output layer of a transformers causal language model of a served family."""
     config = model.config.get_text_config()
     layer = model.get_output_embeddings()
-    scale = config.logit_scale if config.model_type in ("cohere", "cohere2") else 1.0
+    scale = {"cohere": "logit_scale", "cohere2": "logit_scale", "hyperclovax": "logits_scaling"}.get(config.model_type)
     softcap = config.final_logit_softcapping if config.model_type in ("gemma2", "gemma3_text") else None
-    return Head(layer.weight, layer.bias, float(scale), softcap)
+    return Head(layer.weight, layer.bias, float(getattr(config, scale)) if scale else 1.0, softcap)

@@ -8,11 +8,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ksat.bases import find_base
 from ksat.devices import Device
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.errors import InputError
@@ -54,8 +55,8 @@ def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "
     """The engine for --engine auto|unsloth|transformers.
 
     auto is Unsloth on CUDA, until a benchmark of ours says otherwise, but where it would compute a prompt again for every
-    choice or order of choices (2.65 times the tokens at five orders of 700 + 200), and but for Gemma 2, whose prompts it does
-    not keep apart in a pack.
+    choice or order of choices (2.65 times the tokens at five orders of 700 + 200), and but for families whose prompts it does
+    not keep apart in a pack: Gemma 2, and known bases that need rows of their own.
 
     Args:
         asked: the flag.
@@ -76,12 +77,18 @@ def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "
     if asked == "unsloth" and full_precision:
         raise InputError("--engine unsloth: on CUDA it trains float32 in half precision; use --engine transformers")
     served = device.kind == "cuda" and installed and not full_precision and not shares
-    served = served and "gemma-2" not in base.lower()
+    served = served and "gemma-2" not in base.lower() and not _needs_rows(base)
     return "unsloth" if asked == "unsloth" or (asked == "auto" and served) else "transformers"
 
 
 def is_embedded(base: str) -> bool:
     return base in EMBEDDED
+
+
+def _needs_rows(base: str) -> bool:
+    """Whether it is a known base of a family that is not tested in packs."""
+    known = find_base(base)
+    return known is not None and known.needs_rows
 
 
 def default_quantization(base: str, device: Device) -> str:
@@ -120,7 +127,8 @@ class LoadSettings:
         nf4: quantise to 4 bits while loading (a checkpoint that is quantised already stays as it is).
         max_tokens: the longest sequence, in tokens.
         trust_remote_code: run Python code of the base's repository.
-        share_prefixes: compute what prompts of a pack have in common once (transformers engine).
+        share_prefixes: compute what prompts of a pack have in common once (transformers engine); not for a known base whose
+            family is not tested so.
     """
 
     base: str
@@ -172,8 +180,17 @@ def load_config(base: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    with _clear_load_errors(base):
+    with _clear_load_errors(base), _odd_fields():
         return AutoConfig.from_pretrained(base_path(base), trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _odd_fields() -> Iterator[None]:
+    """Fields that are missing or of another type make transformers raise whatever comes of that."""
+    try:
+        yield
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"its config.json: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
@@ -187,7 +204,7 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
     path = base_path(base)
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
         raise InputError(f"--base {base}: the folder has no config.json; expected a model in the Hugging Face layout")
-    with _clear_load_errors(base):
+    with _clear_load_errors(base), _odd_fields():
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not tokenizer("1", add_special_tokens=False).input_ids:  # transformers makes up an empty one
             raise ValueError("it has no tokenizer files")
@@ -209,6 +226,7 @@ def load(
         InputError: the base can't be found or loaded, or the adapter is not one for it.
     """
     import_engine(settings.engine)
+    settings = replace(settings, share_prefixes=settings.share_prefixes and not _needs_rows(settings.base))
     tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
     with _clear_load_errors(settings.base):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
@@ -300,7 +318,7 @@ def _load_transformers(settings: LoadSettings) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    found: Any = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
         dtype=dtype,
@@ -308,8 +326,12 @@ def _load_transformers(settings: LoadSettings) -> Any:
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=True,
         attn_implementation=implementation,
+        output_loading_info=True,
         **options,
     )
+    model, loaded = found
+    if missing := sorted(loaded["missing_keys"]):  # transformers draws them at random and goes on
+        raise ValueError(f"its weights lack {len(missing)} of the model's tensors, {missing[0]} first")
     _compute_nf4_in(model, dtype)
     return model
 

@@ -36,7 +36,12 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     above = [
         (accuracy.high if accuracy.high is not None else y) - y for y, accuracy in zip(ys, accuracies, strict=True)
     ]
-    axes.errorbar(xs, ys, yerr=[below, above], fmt="o", capsize=3, color="tab:blue", ecolor="lightsteelblue")
+    for i, (x, y, low, high) in enumerate(
+        zip(xs, ys, below, above, strict=True)
+    ):  # each its colour: bars may lie on bars
+        drawn = axes.errorbar(x, y, yerr=[[low], [high]], fmt="o", capsize=3 + i % 4, color=f"C{i % 10}")
+        for bar in drawn.lines[2]:
+            bar.set_alpha(0.5)
     axes.axhline(uniform, color="gray", linestyle=":", label=f"uniform guess, {uniform:.3f}")
     if limit_gib is not None:
         axes.axvline(limit_gib, color="tab:red", linestyle="--", label=f"memory of the GPU, {limit_gib:.1f} GiB")
@@ -47,7 +52,11 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-    texts = [axes.text(x, y, row.name.rsplit("/", 1)[-1], fontsize=9) for x, y, row in zip(xs, ys, rows, strict=True)]
+    beside = 0.012 * right  # a label begins clear of its point
+    texts = [
+        axes.text(x + beside, y, row.name.rsplit("/", 1)[-1], fontsize=9)
+        for x, y, row in zip(xs, ys, rows, strict=True)
+    ]
     figure.draw_without_rendering()
     # As many iterations on every machine (the default is a second). What labels keep off: the points and their bars, and the GPU's line.
     avoided = [(x, at) for x, y, a, b in zip(xs, ys, below, above, strict=True) for at in np.linspace(y - a, y + b, 9)]
@@ -55,7 +64,7 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
         avoided += [(limit_gib, at) for at in np.linspace(*axes.get_ylim(), 40)]
     adjust_text(
         texts, x=[x for x, _ in avoided], y=[y for _, y in avoided], target_x=xs, target_y=ys, ax=axes, iter_lim=2000,
-        force_text=(0.2, 0.5), arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
+        expand=(1.08, 1.3), force_text=(0.3, 1.0), arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
     )  # fmt: skip
     write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
     plt.close(figure)

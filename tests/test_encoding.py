@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chat_templates import PUBLISHED
 from fetch_tokenizers import SHA256
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -87,9 +88,18 @@ FAMILIES = {
     "embedded": Family(1, None, None, ()),
     # Its bos_token is <|im_start|>, which opens each turn and is not put in front: none, for us.
     "embedded-small": Family(0, "<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>system\n", CHATML),
+    "exaone3": Family(0, "\n[|assistant|]", "[|system|]", ("[|user|]", "[|endofturn|]")),
+    "exaone4": Family(
+        0,
+        "[|endofturn|]\n[|assistant|]\n<think>\n\n</think>\n\n",
+        "[|system|]\n",
+        ("[|user|]", "[|endofturn|]", "<think>"),
+    ),
+    "eeve": Family(1, "\nAssistant:\n", "<|begin_of_text|>", ("Human: ", "Assistant:")),
+    "gemma2_it": Family(1, "<end_of_turn>\n<start_of_turn>model\n", None, ("<start_of_turn>", "<end_of_turn>")),
 }
 BOS = ("<bos>", "<|begin_of_text|>", "<BOS_TOKEN>")
-NAMES = [*SHA256, *EMBEDDED]
+NAMES = [*SHA256, *EMBEDDED, *PUBLISHED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +131,15 @@ def load_base(tokenizer_folder: Callable[[str], Path]) -> Callable[[str], Base]:
     def load(name: str) -> Base:
         from transformers import AutoTokenizer
 
-        folder = embedded_path(name) if name in EMBEDDED else tokenizer_folder(name)
-        return Base(name, AutoTokenizer.from_pretrained(folder))
+        published = PUBLISHED.get(name)
+        carrier = published.carrier if published else name
+        tokenizer = AutoTokenizer.from_pretrained(
+            embedded_path(name) if name in EMBEDDED else tokenizer_folder(carrier)
+        )
+        if published:
+            tokenizer.add_special_tokens({"additional_special_tokens": list(published.markup)})
+            tokenizer.chat_template = published.template
+        return Base(name, tokenizer)
 
     return load
 
@@ -326,8 +343,12 @@ def test_mistake_5_the_bases_own_markup_and_no_other(base: Base, score_by: Score
     if base.tokenizer.chat_template:
         # The library's own way from messages to ids; Gemma 3's template folds the system turn as we would.
         messages = build_messages(DEFAULT_TEMPLATES[score_by], FOUR, score_by, shots=[SHOT])
+        refuses = "System role not supported" in str(base.tokenizer.chat_template)
         own = base.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, enable_thinking=False
+            fold_system(messages) if refuses else messages,
+            tokenize=True,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
         assert list(encoder.encode(FOUR).prompt_ids) == own["input_ids"]
 

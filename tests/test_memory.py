@@ -167,7 +167,7 @@ def test_shape_from_config_of_the_32b() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2", "qwen3", "llama", "mistral", "cohere", "cohere2", "gemma2", "gemma3", "exaone4"]
+    "family", ["qwen2", "qwen3", "llama", "mistral", "cohere", "cohere2", "gemma2", "gemma3", "exaone4", "hyperclovax"]
 )
 def test_weights_of_every_family_are_those_of_the_model(family: str) -> None:
     import torch
@@ -235,7 +235,9 @@ def bytes_kept_by_the_second_layer(family: str, num_tokens: int, num_segments: i
     return sum(tensor.untyped_storage().nbytes() for tensor in new) / num_tokens
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "cohere", "cohere2", "gemma2", "gemma3", "exaone4"])
+@pytest.mark.parametrize(
+    "family", ["qwen2", "qwen3", "llama", "cohere", "cohere2", "gemma2", "gemma3", "exaone4", "hyperclovax"]
+)
 def test_kept_bytes_are_those_that_autograd_saves(family: str) -> None:
     from tiny import make_config
 

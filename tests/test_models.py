@@ -1,6 +1,7 @@
 """Bases: which one is taken, and what can't be loaded."""
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,12 @@ def test_engine(monkeypatch: pytest.MonkeyPatch, asked: str, device: Device, ins
     assert choose_engine(asked, device) == engine
 
 
+@pytest.mark.parametrize("base", ["LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct", "unsloth/gemma-2-27b-it-bnb-4bit"])
+def test_families_that_unsloth_would_mix_go_to_transformers(monkeypatch: pytest.MonkeyPatch, base: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert choose_engine("auto", H100, base=base) == "transformers"
+
+
 def test_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--engine unsloth: the package is not installed; run make setup"):
@@ -86,6 +93,18 @@ def no_config(folder: Path) -> None:
 def cut_config(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(path.read_text()[:100])
+
+
+def odd_config(folder: Path) -> None:
+    """Fields that make transformers divide by zero."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"model_type": "exaone4", "sliding_window": None, "layer_types": None}
+    path.write_text(json.dumps(config))
+
+
+def other_weights(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "qwen3", "head_dim": 8}))
 
 
 def no_weights(folder: Path) -> None:
@@ -125,6 +144,8 @@ def no_tokenizer(folder: Path) -> None:
     [
         (no_config, r"the folder has no config.json; expected a model in the Hugging Face layout"),
         (cut_config, r"can't be loaded \(.*config.json.* is not a valid JSON file"),
+        (odd_config, r"can't be loaded \(its config.json: ZeroDivisionError: "),
+        (other_weights, r"can't be loaded \(its weights lack 4 of the model's tensors, .*k_norm.weight first"),
         (no_weights, r"can't be loaded \(.*no file named model.safetensors"),
         (cut_weights, r"can't be loaded \(Error while deserializing header"),
         (pickled_weights, r"can't be loaded \(.*model.safetensors"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import base_folder, encode, load_base, make_questions
+from tiny import FAMILIES, base_folder, encode, load_base, make_questions
 
 from ksat.devices import Device
 from ksat.encoding import EncodedQuestion
@@ -102,6 +102,16 @@ def test_gradients_do_not_depend_on_packing(tmp_path: Path, score_by: str) -> No
         assert gradient.abs().max() > 1e-3, name
         torch.testing.assert_close(few[name], gradient, atol=1e-6, rtol=0)
         torch.testing.assert_close(together[name], gradient, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("nf4", [False, True], ids=["full precision", "nf4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_of_every_family_lowers_its_loss(tmp_path: Path, family: str, nf4: bool) -> None:
+    questions = encode(make_questions(4), "label")
+    model = load_base(base_folder(family), rank=4, nf4=nf4, share_prefixes=family != "lfm2")
+    before = answer_losses(model, questions).mean()
+    assert run(model, questions, tmp_path, lr=0.003) == pytest.approx([before], rel=1e-4)
+    assert answer_losses(model, questions).mean() < before
 
 
 @pytest.mark.parametrize(("score_by", "nf4"), [("label", False), ("text", False), ("label", True)])

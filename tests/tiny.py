@@ -31,6 +31,7 @@ FAMILIES = (
     "exaone4",
     "mistral",
     "lfm2",
+    "hyperclovax",
     "gemma3-vision",
 )
 WINDOW = 16  # tokens a sliding-window layer sees: fewer than any prompt here has
@@ -148,6 +149,16 @@ def make_config(family: str, *, vocab_size: int, hidden_size: int = 32) -> Any:
         "gemma2": ("Gemma2Config", {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0, **gemma}),
         "gemma3": ("Gemma3TextConfig", gemma),
         "exaone4": ("Exaone4Config", {"sliding_window_pattern": 2, **sliding}),
+        "hyperclovax": (
+            "HyperCLOVAXConfig",
+            {
+                "logits_scaling": 0.25,
+                "attention_multiplier": 0.3,
+                "residual_multiplier": 0.7,
+                "embedding_multiplier": 2.0,
+                "use_post_norm": True,
+            },
+        ),
     }
     if family == "gemma3-vision":  # as Gemma 3 of 4B and more comes from the hub, with a tower that is never used
         tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
