@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     from ksat.questions import read_questions
 
     test, _ = data_file(args.test, "--test", Path("data/test.csv"))
-    device = open_device(args.device, args.gpu_memory)
+    device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     setup = _setup(args, device)
     require_label(args.choice_orders, setup["score_by"])
     paths = output_paths(args.out or _default_name(args), args.overwrite)
@@ -174,7 +174,12 @@ def _score(
 
     dtype = models.choose_dtype(args.dtype, device, setup["base"])
     engine = models.choose_engine(
-        args.engine, device, dtype, setup["base"], shares=setup["score_by"] == "text" or args.choice_orders > 1
+        args.engine,
+        device,
+        dtype,
+        setup["base"],
+        shares=setup["score_by"] == "text" or args.choice_orders > 1,
+        offload_embedding=args.offload_embedding,
     )
     report: dict[str, Any] = {
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
@@ -186,7 +191,15 @@ def _score(
         report |= {"shots_from": str(source), "shots_sha256": file_sha256(source)}
     nf4 = setup["quantization"] == "nf4"
     settings = models.LoadSettings(
-        setup["base"], engine, device, dtype, nf4, setup["max_tokens"], args.trust_remote_code, args.share_prefixes
+        setup["base"],
+        engine,
+        device,
+        dtype,
+        nf4,
+        setup["max_tokens"],
+        args.trust_remote_code,
+        args.share_prefixes,
+        args.offload_embedding,
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
     encoder = Encoder(

@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     from ksat.questions import read_questions
 
     tables = [(path, read_questions(path, labelled=True)) for path in files]
-    device = open_device(args.device, args.gpu_memory)
+    device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     settings = _resolve(args, stored, files, device, are_samples)
     train_rows, valid_rows = _split(tables, settings)
     folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
@@ -176,6 +176,7 @@ def _train(
         settings["max_tokens"],
         args.trust_remote_code,
         args.share_prefixes,
+        args.offload_embedding,
     )
     lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
     model = load(load_settings, lora=lora, seed=settings["seed"])
@@ -296,7 +297,14 @@ def _resolve(
     }
     settings["dtype"] = choose_dtype(asked["dtype"], device, settings["base"])
     shares = settings["score_by"] == "text" or settings["choice_orders"] > 1
-    settings["engine"] = choose_engine(asked["engine"], device, settings["dtype"], settings["base"], shares=shares)
+    settings["engine"] = choose_engine(
+        asked["engine"],
+        device,
+        settings["dtype"],
+        settings["base"],
+        shares=shares,
+        offload_embedding=args.offload_embedding,
+    )
     settings["pack_tokens"] = args.pack_tokens or stored.get(
         "pack_tokens"
     )  # None: from the free memory, once it is known

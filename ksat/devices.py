@@ -59,13 +59,15 @@ def find_device(asked: str) -> Device:
     return Device("cpu", f"{os.cpu_count()} CPU cores", (0, 0), 0.0)
 
 
-def open_device(asked: str, gpu_memory: int | None) -> Device:
+def open_device(asked: str, gpu_memory: int | None, *, offload_embedding: bool = False) -> Device:
     """The device for --device, ready for this process: connected with the others, capped to `gpu_memory` bytes if given.
 
     Raises:
-        InputError: as find_device; or a cap without a GPU, or above what the GPU has.
+        InputError: as find_device; or a cap without a GPU, or above what the GPU has; or no GPU to offload from.
     """
     device = find_device(asked)
+    if offload_embedding and device.kind == "cpu":
+        raise InputError("--offload-embedding: there is no GPU to free; leave it out")
     processes.start(on_cpu=device.kind == "cpu")
     if gpu_memory is None:
         return device
@@ -84,9 +86,9 @@ def open_device(asked: str, gpu_memory: int | None) -> Device:
 
 
 def peak_memory_gib() -> float:
-    """Peak memory so far: the GPU's if there is one, else this process's."""
+    """Peak memory so far: the GPU's if one is in use, else this process's."""
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

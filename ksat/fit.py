@@ -20,7 +20,15 @@ DEFAULT_BASES = (
 )
 
 
-def peak(base: KnownBase, device: Device, *, tokens: int, rank: int = RANK, training: bool = True) -> MemoryEstimate:
+def peak(
+    base: KnownBase,
+    device: Device,
+    *,
+    tokens: int,
+    rank: int = RANK,
+    training: bool = True,
+    offload_embedding: bool = False,
+) -> MemoryEstimate:
     """Bytes at the peak of a step over one prompt, all layers recomputed, weights in nf4: the least that can do.
 
     Args:
@@ -29,6 +37,7 @@ def peak(base: KnownBase, device: Device, *, tokens: int, rank: int = RANK, trai
         tokens: of the prompt.
         rank: of the LoRA.
         training: forward, backward and 8-bit Adam; False is scoring with a LoRA.
+        offload_embedding: the embedding lies in the machine's memory.
     """
     settings = StepSettings(
         rank=rank,
@@ -37,6 +46,7 @@ def peak(base: KnownBase, device: Device, *, tokens: int, rank: int = RANK, trai
         adapter_bytes=10 if training else 4,
         elementwise="eager" if base.needs_rows else "liger",
         attention="varlen" if device.capability >= (8, 0) else "segments",
+        offload_embedding=offload_embedding,
     )
     # A vision tower lies there unused; that its linear layers are quantised as well is left out.
     tower = Calibration(kept_bytes(base.shape, settings), float(base.num_vision_parameters * settings.compute_bytes))
@@ -135,6 +145,11 @@ def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int) -> 
     above = fits[: fits.index(marked)]
     if above:
         lines.append(f"The next, {above[-1].base.name}, is {shortfall(above[-1].base, device, rank=rank)}.")
+        helped = next((fit.base for fit in above[:-1] if remedies(fit.base, device, rank=rank)), None)
+        if helped is not None:
+            lines.append(
+                f"The largest that can be made to fit, {helped.name}, is {shortfall(helped, device, rank=rank)}."
+            )
     tried = [fit for fit in fits if fit.trains and fit.base.private is not None]
     best = max(tried, key=lambda fit: fit.base.private or 0.0, default=None)
     if best is not None and best is not marked:
@@ -146,16 +161,32 @@ def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int) -> 
 
 def shortfall(base: KnownBase, device: Device, *, tokens: int = TYPICAL_TOKENS, rank: int = RANK) -> str:
     """ "short by 1.9 GiB at 2,048 tokens with rank 64; fits with --rank 8": how far it is from training, and what helps."""
+    missing = peak(base, device, tokens=tokens, rank=rank).needed - device.memory_gib * GIB
+    found = remedies(base, device, rank=rank)
+    helps = f"fits with {' or '.join(found)}" if found else "no smaller rank or shorter prompt makes it fit"
+    return f"short by {format_gib(missing)} at {tokens:,} tokens with rank {rank}; {helps}"
 
-    def missing(tokens: int, rank: int) -> float:
-        return peak(base, device, tokens=tokens, rank=rank).needed - device.memory_gib * GIB
 
-    remedies = [f"--rank {lower}" for lower in (16, 8) if lower < rank and missing(tokens, lower) <= 0][:1]
-    remedies += [f"--max-tokens {fewer}" for fewer in (1024, 512) if missing(fewer, rank) <= 0][:1]
-    if not remedies and missing(1024, 8) <= 0:
-        remedies.append("--rank 8 --max-tokens 1024")
-    helps = f"fits with {' or '.join(remedies)}" if remedies else "no smaller rank or shorter prompt makes it fit"
-    return f"short by {format_gib(missing(tokens, rank))} at {tokens:,} tokens with rank {rank}; {helps}"
+def remedies(base: KnownBase, device: Device, *, rank: int = RANK) -> list[str]:
+    """Flags of train.py that make a base fit that does not at the usual length: single ones, else the gentlest of several;
+    none if none do."""
+
+    def fits(offload: bool, rank: int, tokens: int) -> bool:
+        needed = peak(base, device, tokens=tokens, rank=rank, offload_embedding=offload).needed
+        return needed <= device.memory_gib * GIB
+
+    can_offload = not base.shape.tied
+    found = ["--offload-embedding"] if can_offload and fits(True, rank, TYPICAL_TOKENS) else []
+    found += [f"--rank {lower}" for lower in (16, 8) if lower < rank and fits(False, lower, TYPICAL_TOKENS)][:1]
+    found += [f"--max-tokens {fewer}" for fewer in (1024, 512) if fits(False, rank, fewer)][:1]
+    if found:
+        return found
+    together = [(True, 16, TYPICAL_TOKENS), (True, 8, TYPICAL_TOKENS), (False, 8, 1024), (True, 8, 1024)]
+    for offload, lower, tokens in together:
+        if (can_offload or not offload) and fits(offload, min(lower, rank), tokens):
+            flags = ["--offload-embedding"] * offload + [f"--rank {lower}"] * (lower < rank)
+            return [" ".join([*flags, *([f"--max-tokens {tokens}"] if tokens < TYPICAL_TOKENS else [])])]
+    return []
 
 
 def explain(base: KnownBase, device: Device, *, rank: int = RANK) -> str:

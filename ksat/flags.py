@@ -44,6 +44,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         help="compute what prompts have in common once; --no-share-prefixes gives each a row of its own, for families that "
         "can't share (engine transformers; unsloth never shares)",
     )
+    add(
+        "--offload-embedding",
+        action="store_true",
+        help="keep the embedding in the machine's memory: frees 1.45 GiB of the GPU on a 32B (engine transformers; for bases "
+        "whose head is a matrix of its own)",
+    )
     add("--trust-remote-code", action="store_true", help="run Python code that the base's repository brings along")
 
 
@@ -59,6 +65,8 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
         flags += ["--gpu-memory", f"{args.gpu_memory / 2**30}GiB"]
     if not args.share_prefixes:
         flags.append("--no-share-prefixes")
+    if args.offload_embedding:
+        flags.append("--offload-embedding")
     if args.trust_remote_code:
         flags.append("--trust-remote-code")
     return flags

@@ -142,6 +142,7 @@ class StepSettings:
             is 10) and 4 in scoring. Scoring in between two epochs has all of them alive.
         elementwise: who computes norms and SwiGLU.
         attention: the kernel, as ksat.attention names it; "segments" keeps key-value heads expanded and two outputs.
+        offload_embedding: the embedding lies in the machine's memory (untied bases alone).
         vocab_rows: positions whose logits over the whole vocabulary are alive at a time; 0 when labels are scored by the
             choices' rows of the head alone.
     """
@@ -154,6 +155,7 @@ class StepSettings:
     elementwise: Elementwise = "liger"
     attention: Literal["varlen", "segments"] = "varlen"
     vocab_rows: int = 0
+    offload_embedding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +283,7 @@ def predict(
     recomputed, kept, live = _activation_bytes(shape, settings, num_kept, known.kept_bytes)
     return MemoryEstimate(
         weights=shape.num_block_weights * (NF4_BYTES if settings.nf4 else element),
-        embedding_and_head=shape.num_embedding_weights * element,
+        embedding_and_head=shape.num_embedding_weights * element * (0.5 if settings.offload_embedding else 1),
         adapter=shape.lora_parameters(settings.rank) * adapter_bytes,
         activations_recomputed=tokens * recomputed,
         activations_kept=tokens * kept,

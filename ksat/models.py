@@ -7,6 +7,7 @@ be imported before transformers, and --help must not wait for either.
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,7 +42,12 @@ def choose_dtype(asked: str, device: Device, base: str = "") -> str:
 
     By capability: torch.cuda.is_bf16_supported() also says True where bf16 is emulated. Gemma 3 overflows float16 (the
     embedded one's hidden states reach 104,000, float16 ends at 65,504), so it gets float32 where there is no bf16.
+
+    Raises:
+        InputError: bfloat16 on a GPU that has none.
     """
+    if asked == "bfloat16" and device.kind == "cuda" and device.capability < (8, 0):
+        raise InputError(f"--dtype bfloat16: {device.name} has none; use --dtype float16")
     if asked != "auto":
         return asked
     if device.kind == "cpu":
@@ -51,18 +57,27 @@ def choose_dtype(asked: str, device: Device, base: str = "") -> str:
     return "float32" if is_embedded(base) or "gemma-3" in base.lower() else "float16"
 
 
-def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "", *, shares: bool = False) -> Engine:
+def choose_engine(
+    asked: str,
+    device: Device,
+    dtype: str = "auto",
+    base: str = "",
+    *,
+    shares: bool = False,
+    offload_embedding: bool = False,
+) -> Engine:
     """The engine for --engine auto|unsloth|transformers.
 
     auto is Unsloth on CUDA, until a benchmark of ours says otherwise, but where it would compute a prompt again for every
     choice or order of choices (2.65 times the tokens at five orders of 700 + 200), and but for families whose prompts it does
-    not keep apart in a pack: Gemma 2, and known bases that need rows of their own.
+    not keep apart in a pack, or may not: Gemma 2 and 3, and known bases that need rows of their own.
 
     Args:
         asked: the flag.
         device: where.
         dtype: what the model computes in.
         base: which base.
+        offload_embedding: whether the embedding stays in the machine's memory, which is the transformers engine's.
         shares: whether a question is several sequences behind one prefix: scored by text, or in several choice orders.
 
     Raises:
@@ -74,10 +89,12 @@ def choose_engine(asked: str, device: Device, dtype: str = "auto", base: str = "
     if asked == "unsloth" and not installed:
         raise InputError("--engine unsloth: the package is not installed; run make setup, or use --engine transformers")
     full_precision = device.kind == "cuda" and dtype == "float32"
+    if asked == "unsloth" and offload_embedding:
+        raise InputError("--engine unsloth does not offload the embedding; use --engine transformers, or leave it out")
     if asked == "unsloth" and full_precision:
         raise InputError("--engine unsloth: on CUDA it trains float32 in half precision; use --engine transformers")
-    served = device.kind == "cuda" and installed and not full_precision and not shares
-    served = served and "gemma-2" not in base.lower() and not _needs_rows(base)
+    served = device.kind == "cuda" and installed and not full_precision and not shares and not offload_embedding
+    served = served and not re.search("gemma-[23]", base.lower()) and not _needs_rows(base)
     return "unsloth" if asked == "unsloth" or (asked == "auto" and served) else "transformers"
 
 
@@ -129,6 +146,7 @@ class LoadSettings:
         trust_remote_code: run Python code of the base's repository.
         share_prefixes: compute what prompts of a pack have in common once (transformers engine); not for a known base whose
             family is not tested so.
+        offload_embedding: keep the embedding in the machine's memory (transformers engine).
     """
 
     base: str
@@ -139,6 +157,7 @@ class LoadSettings:
     max_tokens: int
     trust_remote_code: bool = False
     share_prefixes: bool = True
+    offload_embedding: bool = False
 
 
 def base_path(base: str) -> str:
@@ -226,10 +245,14 @@ def load(
         InputError: the base can't be found or loaded, or the adapter is not one for it.
     """
     import_engine(settings.engine)
+    from ksat.host_embedding import offload_embedding
+
     settings = replace(settings, share_prefixes=settings.share_prefixes and not _needs_rows(settings.base))
     tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
     with _clear_load_errors(settings.base):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
+        if settings.offload_embedding:
+            offload_embedding(model)
         if lora is not None:
             model = _add_lora(model, lora, settings, seed)
     if adapter is not None:
@@ -322,7 +345,8 @@ def _load_transformers(settings: LoadSettings) -> Any:
         path,
         config=config,
         dtype=dtype,
-        device_map={"": settings.device.kind},
+        # By number: weights are read in threads, to whom "cuda" is the first card in every process.
+        device_map={"": torch.cuda.current_device() if settings.device.kind == "cuda" else "cpu"},
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=True,
         attn_implementation=implementation,
@@ -370,6 +394,8 @@ def _load_unsloth(settings: LoadSettings) -> Any:
         trust_remote_code=settings.trust_remote_code,
         # Without it a name such as Qwen/Qwen2.5-7B-Instruct loads another repository, quantised by Unsloth.
         use_exact_model_name=True,
+        # By default it replaces torch's checkpoint by one that offloads, and what replaced it dies once it is put back.
+        use_gradient_checkpointing=False,
     )
     return model
 
@@ -386,12 +412,13 @@ def _add_lora(model: Any, lora: LoraSettings, settings: LoadSettings, seed: int)
     }
     torch.manual_seed(seed)
     if settings.engine == "unsloth":
-        from torch.utils.checkpoint import checkpoint
         from unsloth import FastLanguageModel
 
         adapted = FastLanguageModel.get_peft_model(
             model, target_modules=SEVEN_LINEAR, use_gradient_checkpointing=True, random_state=seed, **shared
         )
+        from torch.utils.checkpoint import checkpoint  # behind get_peft_model, which may have replaced it
+
         # Not "unsloth", which offloads to the CPU and takes buffers of the GPU when it sees room: the plan could not hold.
         function = partial(checkpoint, use_reentrant=False, preserve_rng_state=lora.dropout > 0)
         for layer in adapted.get_base_model().get_decoder().layers:

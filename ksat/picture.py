@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,6 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
 
     matplotlib.use("Agg")  # no display
     import matplotlib.pyplot as plt
-    from adjustText import adjust_text
 
     figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
     xs = [row.peak_gib or 0.0 for row in rows]
@@ -52,19 +52,39 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-    beside = 0.012 * right  # a label begins clear of its point
-    texts = [
-        axes.text(x + beside, y, row.name.rsplit("/", 1)[-1], fontsize=9)
-        for x, y, row in zip(xs, ys, rows, strict=True)
-    ]
-    figure.draw_without_rendering()
-    # As many iterations on every machine (the default is a second). What labels keep off: the points and their bars, and the GPU's line.
-    avoided = [(x, at) for x, y, a, b in zip(xs, ys, below, above, strict=True) for at in np.linspace(y - a, y + b, 9)]
-    if limit_gib is not None:
-        avoided += [(limit_gib, at) for at in np.linspace(*axes.get_ylim(), 40)]
-    adjust_text(
-        texts, x=[x for x, _ in avoided], y=[y for _, y in avoided], target_x=xs, target_y=ys, ax=axes, iter_lim=2000,
-        expand=(1.08, 1.3), force_text=(0.3, 1.0), arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
-    )  # fmt: skip
+    _label(axes, [row.name.rsplit("/", 1)[-1] for row in rows], xs, ys, below, above, limit_gib)
     write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
     plt.close(figure)
+
+
+def _label(
+    axes: Any, names: Sequence[str], xs: Sequence[float], ys: Sequence[float], below: Sequence[float],
+    above: Sequence[float], limit_gib: float | None,
+) -> None:  # fmt: skip
+    """Puts the names beside their points, clear of each other, of the points and their bars, and of the GPU's line."""
+    from adjustText import adjust_text
+
+    start = 0.01 * axes.get_xlim()[1]  # a label begins clear of its point
+    texts = [
+        axes.text(x + start, y, name, fontsize=9, color=f"C{i % 10}")
+        for i, (x, y, name) in enumerate(zip(xs, ys, names, strict=True))
+    ]
+    axes.figure.draw_without_rendering()
+    avoided = [(x, at) for x, y, a, b in zip(xs, ys, below, above, strict=True) for at in np.linspace(y - a, y + b, 9)]
+    if limit_gib is not None:
+        avoided += [(limit_gib, at) for at in np.linspace(axes.get_ylim()[0], axes.get_ylim()[1], 40)]
+    # It gives no guarantee: what it found is looked at, and the labels push harder if some still overlap.
+    for push in (0.5, 0.7, 1.0, 1.4, 2.0):
+        for text, x, y in zip(texts, xs, ys, strict=True):
+            text.set_position((x + start, y))
+        # As many iterations on every machine; by default it is a second.
+        _, lines = adjust_text(
+            texts, x=[x for x, _ in avoided], y=[y for _, y in avoided], target_x=xs, target_y=ys, ax=axes, iter_lim=2000,
+            expand=(1.08, 1.3), force_text=(0.2, push), arrowprops={"arrowstyle": "-", "color": "gray", "lw": 0.5},
+        )  # fmt: skip
+        boxes = [text.get_window_extent() for text in texts]
+        if not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i]):
+            return
+        if push < 2.0:
+            for line in lines:
+                line.remove()

@@ -8,6 +8,7 @@ import torch
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.head import ROWS_AT_ONCE
+from ksat.host_embedding import HostEmbedding
 from ksat.language_model import LanguageModel
 from ksat.memory import (
     CONTEXT_BYTES,
@@ -51,6 +52,7 @@ def memory_plan(model: LanguageModel, *, rank: int, training: bool, over_vocabul
         elementwise=_elementwise(model),
         attention=model.attention_kernel,
         vocab_rows=ROWS_AT_ONCE if over_vocabulary else 0,
+        offload_embedding=isinstance(model.decoder.get_input_embeddings(), HostEmbedding),
     )
     return MemoryPlan(ModelShape.from_config(model.decoder.config), settings, limit + CONTEXT_BYTES)
 

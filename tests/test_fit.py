@@ -75,6 +75,8 @@ def test_the_table_marks_the_largest_and_says_why_not_the_next() -> None:
     assert f"{largest.base.name} is the largest known base that trains at 2,048 tokens on {CARD_24.name}." in lines
     following = fits[fits.index(largest) - 1]
     assert any(line.startswith(f"The next, {following.base.name}, is short by ") for line in lines)
+    helped = next(line for line in lines if line.startswith("The largest that can be made to fit, "))
+    assert f", {BIG}, is short by 3.5 GiB at 2,048 tokens with rank 64; fits with --rank 16." in helped
     assert any("was best (" in line for line in lines)
 
 
@@ -95,11 +97,21 @@ def test_a_shortfall_names_only_what_helps() -> None:
     needed = {rank: peak(known, card(0), tokens=2048, rank=rank).needed / GIB for rank in (64, 16, 8)}
     assert f"{needed[64]:.1f}" == "27.0"
     assert shortfall(known, card(needed[64] - 0.5)) == (
-        "short by 0.5 GiB at 2,048 tokens with rank 64; fits with --rank 16 or --max-tokens 1024"
+        "short by 0.5 GiB at 2,048 tokens with rank 64; fits with --offload-embedding or --rank 16 or --max-tokens 1024"
     )
     assert shortfall(known, card(needed[16] + 0.01)).endswith("; fits with --rank 16")
     assert shortfall(known, card(needed[16] - 0.01)).endswith("; fits with --rank 8")
-    assert shortfall(known, card(needed[8] - 0.01)).endswith("; fits with --rank 8 --max-tokens 1024")
+    assert shortfall(known, card(needed[8] - 0.01)).endswith("; fits with --offload-embedding --rank 16")
+    offloaded = {
+        (rank, tokens): peak(known, card(0), tokens=tokens, rank=rank, offload_embedding=True).needed / GIB
+        for rank in (16, 8)
+        for tokens in (2048, 1024)
+    }
+    assert needed[16] - offloaded[16, 2048] == pytest.approx(152064 * 5120 * 2 * 1.05 / GIB)
+    assert shortfall(known, card(offloaded[16, 2048] - 0.01)).endswith("; fits with --offload-embedding --rank 8")
+    assert shortfall(known, card(offloaded[8, 2048] - 0.01)).endswith("--offload-embedding --rank 8 --max-tokens 1024")
+    tied = base("google/gemma-3-12b-it")
+    assert "--offload-embedding" not in shortfall(tied, card(find_fit(tied, T4).training[2048] - 0.5))
     assert shortfall(known, card(10)).endswith("; no smaller rank or shorter prompt makes it fit")
 
 

@@ -35,11 +35,16 @@ SMALL = Device("cuda", "small", (8, 6), 5.8)
         ("auto", SMALL, "bfloat16"),
         ("auto", H100, "bfloat16"),
         ("float32", H100, "float32"),
-        ("bfloat16", V100, "bfloat16"),
+        ("float16", V100, "float16"),
     ],
 )
 def test_dtype_follows_from_the_capability_unless_it_is_given(asked: str, device: Device, dtype: str) -> None:
     assert choose_dtype(asked, device) == dtype
+
+
+def test_bfloat16_where_there_is_none() -> None:
+    with pytest.raises(InputError, match="--dtype bfloat16: .* has none; use --dtype float16"):
+        choose_dtype("bfloat16", V100)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,9 @@ def test_engine(monkeypatch: pytest.MonkeyPatch, asked: str, device: Device, ins
     assert choose_engine(asked, device) == engine
 
 
-@pytest.mark.parametrize("base", ["LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct", "unsloth/gemma-2-27b-it-bnb-4bit"])
+@pytest.mark.parametrize(
+    "base", ["LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct", "unsloth/gemma-2-27b-it-bnb-4bit", "google/gemma-3-12b-it"]
+)
 def test_families_that_unsloth_would_mix_go_to_transformers(monkeypatch: pytest.MonkeyPatch, base: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert choose_engine("auto", H100, base=base) == "transformers"
