@@ -4,18 +4,21 @@ python train.py                                      # data/train.csv; the base 
 python train.py --run first --base unsloth/Qwen2.5-32B-Instruct-bnb-4bit --epochs 2
 python train.py --run first --resume                 # goes on after an interruption
 python train.py --run all --valid-fraction 0         # refits on every row
+python train.py --run cv --folds 5 --all             # five folds, and their out-of-fold probabilities as one file
 accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 """
 
 import argparse
 import math
+import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, positive, require_label
+from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
 
 if TYPE_CHECKING:
     from ksat.devices import Device
@@ -26,7 +29,7 @@ CHECKPOINTS = Path("checkpoints")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
-    "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1,
+    "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None,
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
@@ -34,7 +37,9 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. No default stands here: with --resume it is the run's, else it depends on the base."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add = parser.add_argument_group("data").add_argument
     add(
         "--train",
@@ -55,7 +60,21 @@ def build_parser() -> argparse.ArgumentParser:
         help="a prompt's limit; longer ones lose the middle of the passage (default: 4096)",
     )
     add("--prompt", metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
-    add("--limit", type=positive, metavar="N", help="train and validate on N questions each, to try things out")
+    add(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="train and validate on N questions each, with --folds on the first N altogether, to try things out",
+    )
+    add = parser.add_argument_group("folds").add_argument
+    add(
+        "--folds",
+        type=positive,
+        metavar="F",
+        help="cut the first file into F folds of whole passages, near-duplicates together; the same ones for every base",
+    )
+    add("--fold", type=not_negative, metavar="K", help="hold out fold K, 0 to F - 1, and train on the others")
+    add("--all", action="store_true", help="train all F folds as <run>-fold<K>; goes on where it was stopped")
     add = parser.add_argument_group("run").add_argument
     add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
     add("--resume", action="store_true", help="go on with --run after an interruption")
@@ -131,8 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
     args = build_parser().parse_args(argv)
+    _check_fold_flags(args)
     stored = _stored_settings(args)
     files, are_samples = _training_files(args, stored)
+    if args.all:
+        _train_all_folds(args, sys.argv[1:] if argv is None else argv, files)
+        return
     from ksat import processes
     from ksat.devices import open_device
     from ksat.questions import read_questions
@@ -207,6 +230,7 @@ def _train(
         score_by=settings["score_by"],
         pack_tokens=settings["pack_tokens"],
         patience=settings["patience"],
+        chooses=settings["folds"] is None,
     )
     validation.control()
     names = (
@@ -234,6 +258,59 @@ def _train(
     if processes.is_main():
         validation.warn_if_control_is_better()
         _finish(folder, settings, validation)
+
+
+def _check_fold_flags(args: argparse.Namespace) -> None:
+    """Raises InputError for flags of folds that do not go together."""
+    if args.folds is None and (args.fold is not None or args.all):
+        raise InputError("--fold and --all need --folds F: into how many folds the file is cut")
+    if args.folds is None:
+        return
+    if args.folds < 2:
+        raise InputError(f"--folds {args.folds}: expected at least 2")
+    if args.all == (args.fold is not None):
+        raise InputError("--folds: name one fold with --fold K, or train all of them with --all")
+    if args.fold is not None and args.fold >= args.folds:
+        raise InputError(f"--fold {args.fold}: expected 0 to {args.folds - 1} with --folds {args.folds}")
+    if args.valid_fraction is not None or args.patience is not None:
+        raise InputError(
+            "--folds holds out one fold, and held-out rows choose no epoch: leave --valid-fraction and --patience out"
+        )
+    if args.all and (not args.run or args.resume):
+        raise InputError("--all needs --run NAME, and goes on by itself: leave --resume out")
+    if args.all and "WORLD_SIZE" in os.environ:
+        raise InputError(
+            "--all starts processes of its own; under accelerate launch train the folds one by one with --fold K"
+        )
+
+
+def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[Path]) -> None:
+    """Trains every fold and writes submissions/<run>-oof.probs.csv, out of fold, in the order of the first file."""
+    from ksat.folds import assign_folds
+
+    from ksat.crossval import CrossValidation, fold_metrics, join_folds, train_folds
+    from ksat.metrics import format_table
+    from ksat.predictions import SUBMISSIONS, write_probs
+    from ksat.questions import read_questions
+    from ksat.runs import file_sha256, write_json
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--run")
+    for flag in ("--all", "--overwrite"):
+        own.add_argument(flag, action="store_true")
+    flags = own.parse_known_args(argv)[1]
+    questions = read_questions(files[0], labelled=True)[: args.limit]
+    assign_folds(questions, args.folds)  # what can't be cut is said before anything is trained
+    key = {"flags": flags, "files": {str(path): file_sha256(path) for path in files}}
+    plan = CrossValidation(args.run, args.folds, tuple(flags), key, CHECKPOINTS)
+    train_folds(plan, overwrite=args.overwrite)
+    predictions, report = join_folds(plan, questions)
+    out = SUBMISSIONS / f"{args.run}-oof.probs.csv"
+    write_probs(out, predictions)
+    write_json(out.with_suffix(".json"), report)
+    print(
+        f"\n{format_table(fold_metrics(predictions, questions))}\n\nwrote {out}: {len(questions)} rows, each scored by the run that did not train on it"
+    )
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -283,6 +360,9 @@ def _resolve(
     for name, default in defaults.items():
         given = getattr(args, name)
         settings[name] = given if given is not None else stored.get(name, default)
+    settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
+    if settings["folds"]:
+        settings["valid_fraction"] = 0.0
     if settings["alpha"] is None:
         settings["alpha"] = 2.0 * (settings["rank"] ** 0.5 if settings["rslora"] else settings["rank"])
     score_by = settings["score_by"]
@@ -348,15 +428,37 @@ def _split(
         if doubled := [(question.id, "") for question in extra if question.id in seen]:
             raise bad_rows(path, "have an id that another --train file has", doubled, "make the ids differ")
         seen |= {question.id for question in extra}
+    added = [question for _, extra in others for question in extra]
+    if settings["folds"]:
+        return _hold_out_fold(first, added, settings)
     train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
     valid_rows = [first[i] for i in valid_index]
     held_out = {passage_key(question) for question in valid_rows}
-    added = [question for _, extra in others for question in extra]
     kept = [question for question in added if passage_key(question) not in held_out]
     if len(kept) < len(added):
         print(f"{len(added) - len(kept)} rows of other files share a passage with a validation row and are left out")
     train_rows = [first[i] for i in train_index] + kept
     return train_rows[: settings["limit"]], valid_rows[: settings["limit"]]
+
+
+def _hold_out_fold(
+    first: "list[Question]", added: "list[Question]", settings: dict[str, Any]
+) -> "tuple[list[Question], list[Question]]":
+    """Rows to train on, and those of the fold that is held out; notes the assignment's hash in the settings."""
+    from ksat.folds import assign_folds, fold_rows
+    from ksat.near_duplicates import near_duplicate_pairs
+
+    first = first[: settings["limit"]]
+    folds = assign_folds(first, settings["folds"])
+    if settings["folds_sha256"] not in (None, folds.sha256):
+        raise InputError("--resume: the folds are cut otherwise than when the run was started; start another --run")
+    settings["folds_sha256"] = folds.sha256
+    train_index, held_out_index = fold_rows(folds, settings["fold"])
+    held_out = [first[i] for i in held_out_index]
+    too_near = {pair.id_b for pair in near_duplicate_pairs(held_out, added)} if added else set()
+    if too_near:
+        print(f"{len(too_near)} rows of other files have a passage too near to a held-out one and are left out")
+    return [first[i] for i in train_index] + [row for row in added if row.id not in too_near], held_out
 
 
 def _run_folder(args: argparse.Namespace, settings: dict[str, Any]) -> Path:

@@ -4,21 +4,17 @@ A base that can't be scored (no memory, no access, gone) is an outcome with its 
 command goes on where it was stopped.
 """
 
-import ctypes
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ksat.children import run_script
 from ksat.errors import InputError
 from ksat.predictions import Predictions, read_probs
 from ksat.runs import file_sha256, read_json, write_json
 
-ROOT = Path(__file__).parent.parent
 CHECKPOINTS = Path("checkpoints")  # where train.py puts its runs
 
 
@@ -102,7 +98,7 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
         log = stem.with_name(f"{stem.name}.log")
         log.unlink(missing_ok=True)
         for command in [*_training(candidate, settings, stem, key), _scoring(candidate, settings, stem)]:
-            if reason := _run(command, log):
+            if reason := run_script(command, log):
                 return Outcome(candidate, reason=reason)
         write_json(done, key)
     return Outcome(candidate, read_probs(probs), read_json(probs.with_suffix(".json")))
@@ -147,34 +143,3 @@ def _scoring(candidate: Candidate, settings: Settings, stem: Path) -> list[str]:
     if settings.train is None:
         return [*command, *_base_flags(candidate)]
     return [*command, "--ckpt", str(_run_folder(candidate, settings))]
-
-
-def _run(command: Sequence[str], log: Path) -> str:
-    """Runs one of our scripts, its output on stderr and in `log`; returns why it failed, "" if it did not."""
-    arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
-    print(f"\n$ python {' '.join(command)}", file=sys.stderr, flush=True)
-    lines: list[str] = []
-    with log.open("a", encoding="utf-8") as file:
-        # A child that outlives us would score the same base twice once we are started again.
-        process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=_die_with_parent
-        )  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            sys.stderr.write(line)
-            file.write(line)
-            file.flush()
-            lines = [*lines[-20:], line.strip()] if line.strip() else lines
-        code = process.wait()
-    if code == 0:
-        return ""
-    if code < 0:
-        return f"killed by signal {signal.Signals(-code).name}; SIGKILL mostly means that the machine's memory ran out"
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (told or lines or [f"exit code {code}"])[-1]
-
-
-def _die_with_parent() -> None:
-    """Linux: SIGKILL when the parent ends. Elsewhere the child ends on its own, writing to a closed pipe."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -21,6 +21,9 @@ from ksat.scoring import FloatArray, choice_probs, score_questions
 class Validation:
     """Scores the validation rows and keeps the adapter of the best epoch; goes on where an interrupted run stopped.
 
+    `chooses=False` keeps the last epoch instead and never stops early: the rows are held out to judge, and what judges must
+    not choose.
+
     progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
     keeps the last epoch's adapter, and the scale is 1.
     """
@@ -35,9 +38,11 @@ class Validation:
         score_by: str,
         pack_tokens: int,
         patience: int,
+        chooses: bool = True,
     ) -> None:
         self.model, self.questions, self.encoded, self.folder = model, questions, encoded, folder
         self.score_by, self.pack_tokens, self.patience = score_by, pack_tokens, patience
+        self.chooses = chooses and bool(questions)
         self.answers = np.array([question.answer for question in questions], dtype=np.int64)
         self.groups = [passage_key(question) for question in questions]
         self.path = folder / "progress.json"
@@ -100,7 +105,7 @@ class Validation:
             entry |= metrics.to_dict()
             print(f"\nvalidation after epoch {epoch}\n{format_table([(f'epoch {epoch}', metrics)])}\n", flush=True)
         self.progress["epochs"] = [*entries, entry]
-        best = min([entry, *entries], key=lambda e: _log_loss(e) if self.questions else -e["epoch"])
+        best = min([entry, *entries], key=lambda e: _log_loss(e) if self.chooses else -e["epoch"])
         self.progress["best_epoch"] = best["epoch"]
         if self.best_epoch == epoch and processes.is_main():
             kept = self.folder / f"epoch-{epoch}"
@@ -134,7 +139,7 @@ class Validation:
             )
 
     def _patience_ended(self) -> bool:
-        return bool(self.questions) and self.progress["epochs"][-1]["epoch"] - self.best_epoch >= self.patience
+        return self.chooses and self.progress["epochs"][-1]["epoch"] - self.best_epoch >= self.patience
 
     def _scores(self) -> FloatArray:
         return score_questions(self.model, self.encoded, pack_tokens=self.pack_tokens, progress="validation")

@@ -1,0 +1,46 @@
+"""Our scripts as processes of their own: one that dies takes nobody with it, and its memory goes back."""
+
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_script(command: Sequence[str], log: Path) -> str:
+    """Why a script failed, "" if it did not; its output goes to stderr and behind what stands in `log`.
+
+    Args:
+        command: script and its flags, such as ("train.py", "--run", "a").
+        log: a text file.
+    """
+    arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    print(f"\n$ python {' '.join(command)}", file=sys.stderr, flush=True)
+    lines: list[str] = []
+    with log.open("a", encoding="utf-8") as file:
+        # A child that outlives us would score the same base twice once we are started again.
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=_die_with_parent
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stderr.write(line)
+            file.write(line)
+            file.flush()
+            lines = [*lines[-20:], line.strip()] if line.strip() else lines
+        code = process.wait()
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}; SIGKILL mostly means that the machine's memory ran out"
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or [f"exit code {code}"])[-1]
+
+
+def _die_with_parent() -> None:
+    """Linux: SIGKILL when the parent ends. Elsewhere the child ends on its own, writing to a closed pipe."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
