@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
 from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
+from ksat.orders import ONE_ORDER, ChoiceOrders
 
 if TYPE_CHECKING:
     from ksat.devices import Device
@@ -53,11 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--train", metavar="CSV", help="where the shots come from (default: data/train.csv, else the samples)")
     add(
         "--choice-orders",
-        type=positive,
-        default=1,
-        metavar="K",
-        help="score K orders of every question's choices, rotated, and average their log-probabilities; label only; costs the "
-        "choices, not the passage, K times (default: 1)",
+        type=ChoiceOrders.parse,
+        default=ONE_ORDER,
+        metavar="K|reverse|random:K",
+        help="score several orders of every question's choices and average their log-probabilities: K rotations, the row's own "
+        "and its reverse, or K random ones; label only; costs the choices, not the passage, as often (default: 1)",
+    )
+    add(
+        "--debias",
+        choices=("pride",),
+        help="ask a twentieth of the questions in all orders, and divide the digits' prior that they show out of the others; "
+        "label only",
     )
     add = parser.add_argument_group("data").add_argument
     add("--test", metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
@@ -81,10 +88,14 @@ def main(argv: list[str] | None = None) -> None:
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     setup = _setup(args, device)
     require_label(args.choice_orders, setup["score_by"])
+    if args.debias and (setup["score_by"] != "label" or args.choice_orders.count > 1):
+        raise InputError(
+            "--debias pride: it corrects digits in one order of the choices; leave out --choice-orders, and score by label"
+        )
     paths = output_paths(args.out or _default_name(args), args.overwrite)
     questions = read_questions(test)[: args.limit]
     gold = _gold(args, test, questions)
-    predictions, report = _score(args, setup, device, test, questions, paths[0])
+    predictions, report = _score(args, setup, device, test, questions, paths[0], gold)
     if processes.is_main():
         _write(paths, predictions, report)
     if gold is not None:
@@ -161,11 +172,14 @@ def _score(
     test: Path,
     questions: "list[Question]",
     probs_path: Path,
+    gold: "IntArray | None",
 ) -> "tuple[Predictions, dict[str, Any]]":
     """Probabilities in the test file's order, and the report that goes beside them; resumes from a partial file."""
     from ksat import models, processes
     from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
+    from ksat.orders import ALL_ORDERS
+    from ksat.position_bias import debias, estimate_priors, probed_rows, report_orders
     from ksat.predictions import Predictions
     from ksat.prompts import PromptTemplate
     from ksat.runs import Journal, file_sha256, library_versions
@@ -178,12 +192,12 @@ def _score(
         device,
         dtype,
         setup["base"],
-        shares=setup["score_by"] == "text" or args.choice_orders > 1,
+        shares=setup["score_by"] == "text" or args.choice_orders.count > 1 or bool(args.debias),
         offload_embedding=args.offload_embedding,
     )
     report: dict[str, Any] = {
         **setup, "test": str(test), "test_sha256": file_sha256(test), "num_questions": len(questions), "engine": engine, "dtype": dtype,
-        "device": device.name, "versions": library_versions(), "choice_orders": args.choice_orders,
+        "device": device.name, "versions": library_versions(), "choice_orders": args.choice_orders.name, "debias": args.debias,
     }  # fmt: skip
     pool: list[Question] = []
     if setup["shots"]:
@@ -210,7 +224,12 @@ def _score(
         shots=pool,
         num_shots=setup["shots"],
     )
-    encoded = [order for question in questions for order in encoder.encode_orders(question, args.choice_orders)]
+    probed = probed_rows(questions) if args.debias else set()
+    encoded = [
+        order
+        for row, question in enumerate(questions)
+        for order in encoder.encode_orders(question, ALL_ORDERS if row in probed else args.choice_orders)
+    ]
     # Agreed, since free memory differs from card to card and all processes have to plan the same packs.
     pack_tokens = processes.agree(
         args.pack_tokens
@@ -230,16 +249,25 @@ def _score(
         )
     if journal.scores:
         print(f"resuming: {len(journal.scores)} of {len(encoded)} prompts are scored already", file=sys.stderr)
-    num_waiting, started = len(encoded) - len(journal.scores), time.monotonic()
+    num_waiting = len({order.id for order in encoded if order.key not in journal.scores})
+    started = time.monotonic()
     scores = score_questions(
         model, encoded, pack_tokens=report["pack_tokens"], done=journal.scores, on_scored=journal.add
     )
     seconds = time.monotonic() - started  # of this call; an interrupted one before it does not count
-    report["questions_per_second"] = round(num_waiting / args.choice_orders / seconds, 3) if num_waiting else None
-    if args.choice_orders > 1:
-        scores = average_orders(encoded, scores)
+    report["questions_per_second"] = round(num_waiting / seconds, 3) if num_waiting else None
     report["peak_memory_gib"] = round(peak_memory_gib(), 2)
-    return Predictions(tuple(question.id for question in questions), choice_probs(scores, setup["scale"])), report
+    asked = scores
+    if args.debias:
+        priors = estimate_priors(encoded, scores)
+        report["priors"] = {size: [round(float(share), 4) for share in prior] for size, prior in sorted(priors.items())}
+        scores = debias(encoded, scores, priors)
+    probs = choice_probs(average_orders(encoded, scores) if len(encoded) > len(questions) else scores, setup["scale"])
+    if len(encoded) > len(questions) and processes.is_main():
+        positions = report_orders(encoded, asked, probs, gold)
+        report["positions"] = positions.to_dict()
+        print(f"\n{positions.format()}\n")
+    return Predictions(tuple(question.id for question in questions), probs), report
 
 
 def _journal_path(probs_path: Path) -> Path:

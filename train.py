@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
 from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
+from ksat.orders import ChoiceOrders
 
 if TYPE_CHECKING:
     from ksat.devices import Device
@@ -206,7 +207,8 @@ def _train(
     encoder = Encoder(
         model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
     )
-    train_set = [order for row in train_rows for order in encoder.encode_orders(row, settings["choice_orders"])]
+    orders = ChoiceOrders("cyclic", settings["choice_orders"])
+    train_set = [order for row in train_rows for order in encoder.encode_orders(row, orders)]
     valid_set = [encoder.encode(row) for row in valid_rows]
     _show_example(encoder, train_set)
     over_vocabulary = settings["score_by"] == "text" or settings["loss"] == "vocab"
@@ -366,7 +368,7 @@ def _resolve(
     if settings["alpha"] is None:
         settings["alpha"] = 2.0 * (settings["rank"] ** 0.5 if settings["rslora"] else settings["rank"])
     score_by = settings["score_by"]
-    require_label(settings["choice_orders"], score_by)
+    require_label(ChoiceOrders("cyclic", settings["choice_orders"]), score_by)
     template = read_template(settings["prompt"], score_by) if settings["prompt"] else DEFAULT_TEMPLATES[score_by]
     settings["template"] = template.to_dict()
     settings["data"] = [{"file": str(path), "sha256": file_sha256(path)} for path in files]

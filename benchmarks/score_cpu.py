@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from ksat.encoding import EncodedQuestion, Encoder
 from ksat.errors import InputError, exit_code
 from ksat.flags import positive
+from ksat.orders import ChoiceOrders
 from ksat.prompts import DEFAULT_TEMPLATES, ScoreBy
 from ksat.questions import read_questions
 from ksat.runs import library_versions, write_json, write_text
@@ -97,7 +98,9 @@ def encode(test: Path, limit: int | None, score_by: ScoreBy, num_orders: int) ->
 
     encoder = Encoder(load_tokenizer(BASE), DEFAULT_TEMPLATES[score_by], score_by, max_tokens=MAX_TOKENS)
     questions = read_questions(test)[:limit]
-    return [order for question in questions for order in encoder.encode_orders(question, num_orders)]
+    return [
+        order for question in questions for order in encoder.encode_orders(question, ChoiceOrders("cyclic", num_orders))
+    ]
 
 
 def score_ours(encoded: Sequence[EncodedQuestion], num_threads: int) -> Scored:

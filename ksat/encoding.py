@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from ksat.errors import InputError
-from ksat.orders import names_choices, rotate
+from ksat.orders import ONE_ORDER, ChoiceOrders, reorder
 from ksat.prompts import Message, PromptTemplate, ScoreBy, build_messages, continuations, fold_system
 from ksat.questions import Question, passage_key
 
@@ -31,6 +31,7 @@ class EncodedQuestion:
     num_dropped_shots: int = 0
     order: int = 0  # of its choices, 0 to num_orders - 1
     num_orders: int = 1  # in which the question is asked; this one counts 1 / num_orders in a mean over questions
+    shown: tuple[int, ...] = ()  # the choice at each place of the list, counted from 0
 
     @property
     def key(self) -> str:
@@ -74,29 +75,27 @@ class Encoder:
         Raises:
             InputError: the question does not fit even without its passage, or a digit is not one token.
         """
-        return self._encode([question])[0]
+        return self.encode_orders(question, ONE_ORDER)[0]
 
-    def encode_orders(self, question: Question, num_orders: int) -> list[EncodedQuestion]:
-        """The question in num_orders cyclic orders of its C choices, the first as encode() gives it; at most C orders.
+    def encode_orders(self, question: Question, orders: ChoiceOrders) -> list[EncodedQuestion]:
+        """The question in several orders of its choices, the first as encode() gives it.
 
-        Order o shows choice (j + o) mod C at place j. continuations[k] stays that of choice k of the row, namely the digit under
-        which this order shows it, so that scores and answer_index mean the same choices in every order. One order only where
-        the order carries meaning (orders.names_choices). All orders keep the same shots and the same characters of the passage,
-        so that up to the choices they share their tokens.
+        continuations[k] stays that of choice k of the row, namely the digit under which this order shows it, so that scores and
+        answer_index mean the same choices in every order. All orders keep the same shots and the same characters of the
+        passage, so that up to the choices they share their tokens.
 
         Raises:
             InputError: as encode(), or several orders of choices that the prompt does not list.
         """
-        if num_orders > 1 and self.score_by == "text":
+        if orders.count > 1 and self.score_by == "text":
             raise InputError(
-                f"--choice-orders {num_orders}: --score-by text lists no choices, so they have no order; use --score-by label"
+                f"--choice-orders {orders.name}: --score-by text lists no choices, so they have no order; use --score-by label"
             )
-        num_orders = 1 if names_choices(question) else min(num_orders, question.num_choices)
-        return self._encode([rotate(question, order) for order in range(num_orders)])
+        return self._encode(question, orders.of(question))
 
-    def _encode(self, orders: Sequence[Question]) -> list[EncodedQuestion]:
+    def _encode(self, question: Question, shown: Sequence[tuple[int, ...]]) -> list[EncodedQuestion]:
         """One question in these orders, all cut alike; the first is the row's own."""
-        question = orders[0]
+        orders = [reorder(question, each) for each in shown]
         shots = self._shots_for(question)
         num_shots = len(shots)
         while shots and not self._fits(orders, shots):
@@ -104,20 +103,20 @@ class Encoder:
         num_kept = self._num_fitting_characters(orders, shots)
         passage = question.passage if num_kept == len(question.passage) else _without_middle(question.passage, num_kept)
         encoded = []
-        for order, shown in enumerate(orders):
-            prompt_ids, branches = self._branches(shown, self.render(shown, shots, passage))
-            place_of_first = -order % question.num_choices
+        for order, asked in enumerate(orders):
+            prompt_ids, branches = self._branches(asked, self.render(asked, shots, passage))
             encoded.append(
                 EncodedQuestion(
                     id=question.id,
                     prompt_ids=prompt_ids,
-                    continuations=branches[place_of_first:] + branches[:place_of_first],
+                    continuations=tuple(branches[shown[order].index(choice)] for choice in range(question.num_choices)),
                     divisors=tuple(float(len(c)) if self.score_by == "text" else 1.0 for c in question.choices),
                     answer_index=None if question.answer is None else question.answer_index,
                     num_cut_characters=len(question.passage) - num_kept,
                     num_dropped_shots=num_shots - len(shots),
                     order=order,
                     num_orders=len(orders),
+                    shown=shown[order],
                 )
             )
         return encoded

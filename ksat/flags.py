@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ksat.errors import InputError
 from ksat.memory import parse_memory
+from ksat.orders import ChoiceOrders
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +89,11 @@ def not_negative(text: str) -> int:
     return value
 
 
-def require_label(choice_orders: int, score_by: str) -> None:
+def require_label(choice_orders: ChoiceOrders, score_by: str) -> None:
     """Raises InputError for several orders of choices that the prompt does not list."""
-    if choice_orders > 1 and score_by != "label":
+    if choice_orders.count > 1 and score_by != "label":
         raise InputError(
-            f"--choice-orders {choice_orders}: --score-by text lists no choices in the prompt, so they have no order; use "
+            f"--choice-orders {choice_orders.name}: --score-by text lists no choices in the prompt, so they have no order; use "
             "--score-by label, or leave the flag out"
         )
 

@@ -4,10 +4,16 @@ Where the order carries meaning ("①과 ②", "위의 모두"), another order w
 meaningful: that costs a few orders, while a wrong order teaches or scores a wrong answer.
 """
 
+import argparse
+import math
+import random
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-from ksat.questions import Question
+if TYPE_CHECKING:
+    from ksat.questions import Question  # which takes half a second; --help needs none
 
 # Korean tests number their choices ①-⑤; ㉠, ⓐ, (가), ㄱ and A mark parts of a text or of a <보기>.
 _CIRCLED = "[①-⑤⑴-⑸⒈-⒌⓵-⓹❶-❺➀-➄➊-➎]"
@@ -41,7 +47,7 @@ _LIST = re.compile(
 )
 
 
-def names_choices(question: Question) -> bool:
+def names_choices(question: "Question") -> bool:
     """Whether the order of the choices carries meaning, so that they must be shown as they stand.
 
     True where a choice, the question or its <보기> points at a choice by number ("①과 ②", "1번과 3번", "options 1 and 2"), where
@@ -60,14 +66,62 @@ def _begins_with(number: str, choice: str) -> bool:
     return re.match(rf"[(\[]?{number}(?:번?$|번?[.)\]:](?!\d))", choice) is not None
 
 
-def rotate(question: Question, order: int) -> Question:
-    """The same question with the choice (j + order) mod C at place j; its answer follows.
+@dataclass(frozen=True, slots=True)
+class ChoiceOrders:
+    """Which orders of a question's choices are asked, the row's own always first.
+
+    Attributes:
+        kind: "cyclic" turns the list, "reverse" adds its reverse, "random" draws others, seeded by the question's id.
+        count: orders altogether; a question has no more than it has different ones.
+    """
+
+    kind: Literal["cyclic", "reverse", "random"]
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "ChoiceOrders":
+        """An argparse type: "5", "reverse" or "random:5"."""
+        if text == "reverse":
+            return cls("reverse", 2)
+        kind, colon, count = text.rpartition(":")
+        if not re.fullmatch("[1-9][0-9]{0,3}", count) or kind not in ("", "random") or bool(colon) != bool(kind):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number such as 5, reverse, or random:5")
+        return cls("random" if kind else "cyclic", int(count))
+
+    @property
+    def name(self) -> int | str:
+        """As it was asked for."""
+        return self.count if self.kind == "cyclic" else "reverse" if self.kind == "reverse" else f"random:{self.count}"
+
+    def of(self, question: "Question") -> list[tuple[int, ...]]:
+        """The orders of a question's C choices, each as the choice that is shown at every place, both counted from 0.
+
+        The row's own alone where the order carries meaning (names_choices).
+        """
+        size = question.num_choices
+        if self.count == 1 or names_choices(question):
+            return [tuple(range(size))]
+        if self.kind == "cyclic":
+            return [tuple((place + order) % size for place in range(size)) for order in range(min(self.count, size))]
+        if self.kind == "reverse":
+            return [tuple(range(size)), tuple(reversed(range(size)))]
+        generator = random.Random(question.id)
+        found = {tuple(range(size)): None}
+        while len(found) < min(self.count, math.factorial(size)):
+            found[tuple(generator.sample(range(size), size))] = None
+        return list(found)
+
+
+ONE_ORDER, ALL_ORDERS = ChoiceOrders("cyclic", 1), ChoiceOrders("cyclic", 5)
+
+
+def reorder(question: "Question", shown: Sequence[int]) -> "Question":
+    """The same question with choice shown[j] at place j; its answer follows.
 
     Args:
         question: C choices, labelled or not.
-        order: 0 leaves them as they are; 1 to C - 1 give the other cyclic orders.
+        shown: every number from 0 to C - 1 once.
     """
-    first = order % question.num_choices
-    choices = question.choices[first:] + question.choices[:first]
-    answer = None if question.answer is None else (question.answer_index - first) % question.num_choices + 1
+    choices = tuple(question.choices[choice] for choice in shown)
+    answer = None if question.answer is None else list(shown).index(question.answer_index) + 1
     return replace(question, choices=choices, answer=answer)

@@ -13,6 +13,7 @@ import train
 from ksat.encoding import Encoder
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
+from ksat.orders import ChoiceOrders
 from ksat.packing import build_pack
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question, read_questions
@@ -67,13 +68,45 @@ def test_orders_are_averaged_in_log_space(here: Path, num_orders: int) -> None:
     found = run_inference(f"orders-{num_orders}", "--choice-orders", str(num_orders))
     model = load_base(base_folder())
     for question in read_questions("test.csv"):
-        orders = encoder(model).encode_orders(question, num_orders)
+        orders = encoder(model).encode_orders(question, ChoiceOrders("cyclic", num_orders))
         assert len(orders) == (1 if question.id == "named" else min(num_orders, question.num_choices))
         logs = [model.choice_scores(build_pack(orders, [o])).log_softmax(dim=1)[0] for o in range(len(orders))]
         expected = (sum(logs) / len(logs)).softmax(dim=0).tolist()
         np.testing.assert_allclose(found[question.id], expected, atol=1e-5)
     assert read_json(Path(f"out/orders-{num_orders}.probs.json"))["choice_orders"] == num_orders
     assert max(np.abs(np.subtract(found[i], p)).max() for i, p in run_inference("one", "--overwrite").items()) > 0.01
+
+
+@pytest.mark.parametrize("spec", ["reverse", "random:3"])
+def test_other_orders_from_the_command_line(here: Path, spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_inference(f"orders-{spec[:6]}", "--choice-orders", spec)
+    assert (
+        "7 questions" not in capsys.readouterr().out.split(" were asked in several orders")[0]
+    )  # one names its choices
+    model = load_base(base_folder())
+    question = read_questions("test.csv")[0]
+    orders = encoder(model).encode_orders(question, ChoiceOrders.parse(spec))
+    logs = [model.choice_scores(build_pack(orders, [o])).log_softmax(dim=1)[0] for o in range(len(orders))]
+    np.testing.assert_allclose(found[question.id], (sum(logs) / len(logs)).softmax(dim=0).tolist(), atol=1e-5)
+    stored = read_json(Path(f"out/orders-{spec[:6]}.probs.json"))
+    assert (stored["choice_orders"], stored["positions"]["num_probed"]) == (spec, 6)
+
+
+def test_pride_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of seven questions all but the one that names its choices are asked in all orders: their means, so no prior is left."""
+    found = run_inference("pride", "--debias", "pride")
+    assert "6 questions were asked in several orders; the answer depends on the order in " in capsys.readouterr().out
+    orders = run_inference("orders-5", "--choice-orders", "5")
+    priors = read_json(Path("out/pride.probs.json"))["priors"]
+    assert {size: len(prior) for size, prior in priors.items()} == {"4": 4, "5": 5}
+    for row_id in found:  # of the size of the one that names its choices no other is there to tell a prior
+        np.testing.assert_allclose(found[row_id], orders[row_id], atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [["--choice-orders", "2"], ["--score-by", "text"]])
+def test_pride_is_for_one_order_of_labels(here: Path, flags: list[str]) -> None:
+    with pytest.raises(InputError, match="--debias pride: it corrects digits in one order of the choices"):
+        run_inference("refused-pride", "--debias", "pride", *flags)
 
 
 @pytest.mark.parametrize("script", ["train", "inference"])
@@ -115,7 +148,7 @@ def test_training_on_orders_counts_every_question_once(here: Path) -> None:
     model = load_base(base_folder())
     means = []
     for question in read_questions("train.csv"):
-        orders = encoder(model).encode_orders(question, 3)
+        orders = encoder(model).encode_orders(question, ChoiceOrders("cyclic", 3))
         means.append(
             np.mean(
                 [

@@ -1,5 +1,6 @@
 """Orders of the choices: which questions stay as they are, and that scores and labels follow the choices."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -16,7 +17,7 @@ from tiny import make_tokenizer
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.encoding import EncodedQuestion, Encoder
 from ksat.errors import InputError
-from ksat.orders import names_choices, rotate
+from ksat.orders import ChoiceOrders, names_choices, reorder
 from ksat.prompts import DEFAULT_TEMPLATES, PromptTemplate
 from ksat.questions import Question
 
@@ -124,21 +125,56 @@ def test_choices_that_carry_their_own_numbers(choices: tuple[str, ...], expected
     assert names_choices(replace(FIVE, choices=choices, answer=1)) is expected
 
 
-def test_rotate_by_hand() -> None:
-    assert rotate(THREE, 0) == THREE
-    assert rotate(THREE, 1) == replace(THREE, choices=("들", "바다", "산"), answer=2)
-    assert rotate(THREE, 2) == replace(THREE, choices=("바다", "산", "들"), answer=1)
-    assert rotate(replace(THREE, answer=None), 1) == replace(THREE, choices=("들", "바다", "산"), answer=None)
+def cyclic(count: int) -> ChoiceOrders:
+    return ChoiceOrders("cyclic", count)
 
 
-@given(num_choices=st.integers(2, 5), answer=st.integers(1, 5), order=st.integers(0, 9))
-def test_rotating_keeps_the_right_choice(num_choices: int, answer: int, order: int) -> None:
+def test_reorder_by_hand() -> None:
+    assert reorder(THREE, (0, 1, 2)) == THREE
+    assert reorder(THREE, (1, 2, 0)) == replace(THREE, choices=("들", "바다", "산"), answer=2)
+    assert reorder(THREE, (2, 0, 1)) == replace(THREE, choices=("바다", "산", "들"), answer=1)
+    assert reorder(replace(THREE, answer=None), (1, 2, 0)) == replace(THREE, choices=("들", "바다", "산"), answer=None)
+
+
+def test_orders_by_hand() -> None:
+    assert cyclic(2).of(THREE) == [(0, 1, 2), (1, 2, 0)]
+    assert ChoiceOrders("reverse", 2).of(THREE) == [(0, 1, 2), (2, 1, 0)]
+    assert [ChoiceOrders("reverse", 2).of(replace(THREE, choices=("산", "들"), answer=1))] == [[(0, 1), (1, 0)]]
+    six = {(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)}
+    drawn = ChoiceOrders("random", 9).of(THREE)
+    assert (drawn[0], set(drawn), len(drawn)) == ((0, 1, 2), six, 6)
+
+
+@given(
+    num_choices=st.integers(2, 5),
+    answer=st.integers(1, 5),
+    spec=st.sampled_from(["1", "3", "9", "reverse", "random:4"]),
+)
+def test_every_order_keeps_the_right_choice(num_choices: int, answer: int, spec: str) -> None:
     question = replace(FIVE, choices=FIVE.choices[:num_choices], answer=min(answer, num_choices))
-    shown = rotate(question, order)
-    assert shown.choices[shown.answer_index] == question.choices[question.answer_index]
-    assert [shown.choices[j] for j in range(num_choices)] == [
-        question.choices[(j + order) % num_choices] for j in range(num_choices)
-    ]
+    orders = ChoiceOrders.parse(spec).of(question)
+    assert orders[0] == tuple(range(num_choices))
+    assert len(set(orders)) == len(orders)
+    for shown in orders:
+        asked = reorder(question, shown)
+        assert asked.choices[asked.answer_index] == question.choices[question.answer_index]
+        assert sorted(shown) == list(range(num_choices))
+
+
+def test_random_orders_follow_the_id_and_differ_between_questions() -> None:
+    orders = ChoiceOrders("random", 4)
+    assert orders.of(FIVE) == orders.of(FIVE)
+    assert len({tuple(orders.of(replace(FIVE, id=str(n)))) for n in range(20)}) > 15
+
+
+def test_which_orders_from_the_command_line() -> None:
+    assert [ChoiceOrders.parse(text) for text in ("5", "reverse", "random:3")] == [
+        cyclic(5), ChoiceOrders("reverse", 2), ChoiceOrders("random", 3)
+    ]  # fmt: skip
+    assert [ChoiceOrders.parse(text).name for text in ("5", "reverse", "random:3")] == [5, "reverse", "random:3"]
+    for text in ("0", "-1", "cyclic:3", "random", "random:", "random:0", ":3", "reverse:2", "2.0", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a number such as 5, reverse, or random:5"):
+            ChoiceOrders.parse(text)
 
 
 @pytest.fixture(scope="session", params=["tiny", *EMBEDDED, *SHA256])
@@ -177,7 +213,7 @@ def common_prefix(encoded: list[EncodedQuestion]) -> tuple[int, ...]:
 
 
 def test_scores_and_labels_follow_the_choices(tokenizer: Any) -> None:
-    encoded = make_encoder(tokenizer).encode_orders(FIVE, 5)
+    encoded = make_encoder(tokenizer).encode_orders(FIVE, cyclic(5))
     digits = [[decode(tokenizer, c).strip() for c in e.continuations] for e in encoded]
     # Row o: the digit of choices 1 to 5 of the file in order o; the answer, choice 2, is the second of each.
     assert digits == [
@@ -197,8 +233,8 @@ def test_scores_and_labels_follow_the_choices(tokenizer: Any) -> None:
 
 def test_an_order_is_the_rotated_question_asked_alone(tokenizer: Any) -> None:
     encoder = make_encoder(tokenizer, shots=SHOTS, num_shots=2)
-    for order, encoded in enumerate(encoder.encode_orders(FIVE, 5)):
-        alone = encoder.encode(rotate(FIVE, order))
+    for encoded in [*encoder.encode_orders(FIVE, cyclic(5)), *encoder.encode_orders(FIVE, ChoiceOrders("random", 4))]:
+        alone = encoder.encode(reorder(FIVE, encoded.shown))
         assert alone.answer_index is not None
         assert encoded.prompt_ids == alone.prompt_ids
         assert encoded.continuations[1] == alone.continuations[alone.answer_index]
@@ -207,15 +243,15 @@ def test_an_order_is_the_rotated_question_asked_alone(tokenizer: Any) -> None:
 def test_the_first_order_is_the_question_as_it_stands(tokenizer: Any) -> None:
     encoder = make_encoder(tokenizer)
     for question in (FIVE, THREE, replace(FIVE, answer=None)):
-        assert encoder.encode_orders(question, 1) == [encoder.encode(question)]
-        first = encoder.encode_orders(question, 3)[0]
+        assert encoder.encode_orders(question, cyclic(1)) == [encoder.encode(question)]
+        first = encoder.encode_orders(question, cyclic(3))[0]
         assert replace(first, num_orders=1) == encoder.encode(question)
 
 
 def test_as_many_orders_as_asked_for_but_no_more_than_choices() -> None:
     encoder = tiny_encoder()
     for question, num_orders, expected in ((FIVE, 1, 1), (FIVE, 2, 2), (FIVE, 5, 5), (FIVE, 9, 5), (THREE, 5, 3)):
-        encoded = encoder.encode_orders(question, num_orders)
+        encoded = encoder.encode_orders(question, cyclic(num_orders))
         assert [e.order for e in encoded] == list(range(expected))
         assert [e.num_orders for e in encoded] == [expected] * expected
         assert len({e.prompt_ids for e in encoded}) == expected
@@ -224,12 +260,12 @@ def test_as_many_orders_as_asked_for_but_no_more_than_choices() -> None:
 def test_a_question_that_names_its_choices_is_asked_once() -> None:
     encoder = tiny_encoder()
     question = with_choice("위의 모두")
-    assert encoder.encode_orders(question, 4) == [encoder.encode(question)]
+    assert encoder.encode_orders(question, cyclic(4)) == [encoder.encode(question)]
 
 
 def test_orders_share_their_tokens_up_to_the_choices(tokenizer: Any) -> None:
     encoder = make_encoder(tokenizer, shots=SHOTS, num_shots=1)
-    encoded = encoder.encode_orders(FIVE, 5)
+    encoded = encoder.encode_orders(FIVE, cyclic(5))
     head = encoder.render(FIVE, SHOTS[:1]).rpartition("1 - 줄이 여섯이다.")[0]
     assert head.endswith("선택지:\n")
     shared = common_prefix(encoded)
@@ -242,7 +278,7 @@ def test_all_orders_are_cut_alike_and_fit(tokenizer: Any) -> None:
     encoder = make_encoder(tokenizer)
     whole = len(encoder.encode(question).prompt_ids)
     for limit in (whole // 2, whole // 2 + 1):
-        encoded = make_encoder(tokenizer, max_tokens=limit).encode_orders(question, 5)
+        encoded = make_encoder(tokenizer, max_tokens=limit).encode_orders(question, cyclic(5))
         assert len({e.num_cut_characters for e in encoded}) == 1
         assert encoded[0].num_cut_characters > 0
         assert max(len(e.prompt_ids) for e in encoded) <= limit
@@ -267,7 +303,9 @@ def test_the_order_that_needs_most_decides_on_shots_and_passage() -> None:
     question = replace(THREE, passage="비가 온다. " * 30)
 
     def encode(max_tokens: int, **options: Any) -> list[EncodedQuestion]:
-        return Encoder(LongAtFirst(), plain, "label", max_tokens=max_tokens, **options).encode_orders(question, 3)
+        return Encoder(LongAtFirst(), plain, "label", max_tokens=max_tokens, **options).encode_orders(
+            question, cyclic(3)
+        )
 
     whole = encode(1000)
     length = len(whole[0].prompt_ids)
@@ -286,8 +324,8 @@ def test_text_has_no_orders() -> None:
     encoder = Encoder(make_tokenizer(), DEFAULT_TEMPLATES["text"], "text", max_tokens=4096)
     message = "--choice-orders 3: --score-by text lists no choices, so they have no order; use --score-by label"
     with pytest.raises(InputError, match=message):
-        encoder.encode_orders(FIVE, 3)
-    assert encoder.encode_orders(FIVE, 1) == [encoder.encode(FIVE)]
+        encoder.encode_orders(FIVE, cyclic(3))
+    assert encoder.encode_orders(FIVE, cyclic(1)) == [encoder.encode(FIVE)]
 
 
 PRINTABLE = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=4)
@@ -295,10 +333,10 @@ PRINTABLE = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_siz
 
 @given(ids=st.lists(PRINTABLE, min_size=2, max_size=4, unique=True))
 def test_keys_are_unique_and_the_first_orders_are_the_ids(ids: list[str]) -> None:
-    encoded = [e for row_id in ids for e in tiny_encoder().encode_orders(replace(THREE, id=row_id), 3)]
+    encoded = [e for row_id in ids for e in tiny_encoder().encode_orders(replace(THREE, id=row_id), cyclic(3))]
     assert len({e.key for e in encoded}) == 3 * len(ids)
     assert [e.key for e in encoded if e.order == 0] == ids
 
 
 def test_key_by_hand() -> None:
-    assert [e.key for e in tiny_encoder().encode_orders(THREE, 3)] == ["three", "three\x1f1", "three\x1f2"]
+    assert [e.key for e in tiny_encoder().encode_orders(THREE, cyclic(3))] == ["three", "three\x1f1", "three\x1f2"]

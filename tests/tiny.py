@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would ask the hub fa
 
 import torch
 
+from ksat.orders import ChoiceOrders
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question
 
@@ -220,4 +221,6 @@ def encode_orders(questions: Sequence[Question], num_orders: int) -> list[Any]:
     from ksat.encoding import Encoder
 
     encoder = Encoder(make_tokenizer(), DEFAULT_TEMPLATES["label"], "label", max_tokens=2048)
-    return [order for question in questions for order in encoder.encode_orders(question, num_orders)]
+    return [
+        order for question in questions for order in encoder.encode_orders(question, ChoiceOrders("cyclic", num_orders))
+    ]
