@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksat.context import NO_CONTEXT, ContextRule
 from ksat.errors import InputError, exit_code
 from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
 from ksat.orders import ONE_ORDER, ChoiceOrders
@@ -38,6 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the weights while loading (default: the run's; nf4 on CUDA, none for embedded bases and on the CPU)",
     )
     add("--prompt", metavar="FILE", help="replaces the prompt's wording, for untuned bases")
+    add(
+        "--context-when",
+        type=ContextRule.parse,
+        metavar="RULE",
+        help="who gets its text of the column 'context' into the prompt: all, kind=knowledge, kind=reading, short:N (passages "
+        "under N characters) or none (default: the run's; none)",
+    )
     add(
         "--max-tokens",
         type=positive,
@@ -80,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     """Scores one test file with one model."""
     args = build_parser().parse_args(argv)
     from ksat import processes
+    from ksat.context import take_context
     from ksat.devices import open_device
     from ksat.predictions import output_paths
     from ksat.questions import read_questions
@@ -94,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     paths = output_paths(args.out or _default_name(args), args.overwrite)
     questions = read_questions(test)[: args.limit]
+    questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
     gold = _gold(args, test, questions)
     predictions, report = _score(args, setup, device, test, questions, paths[0], gold)
     if processes.is_main():
@@ -140,7 +150,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
             "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "shots": args.shots,
-            "rank": 0,
+            "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name,
         }  # fmt: skip
     run = read_run(Path(args.ckpt))
     for name in ("base", "score_by", "max_tokens", "quantization"):
@@ -158,7 +168,13 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
         f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
     )
     names = ("base", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
-    return {name: getattr(run, name) for name in names} | {"shots": 0, "rank": run.settings["rank"]}
+    # A run may be asked without its context, or with another rule: that is how its worth is found.
+    rule = args.context_when.name if args.context_when else run.settings.get("context_when", "none")
+    return {name: getattr(run, name) for name in names} | {
+        "shots": 0,
+        "rank": run.settings["rank"],
+        "context_when": rule,
+    }
 
 
 def _default_name(args: argparse.Namespace) -> str:
@@ -241,11 +257,13 @@ def _score(
     report["pack_tokens"] = args.pack_tokens or processes.agree(journal.pack_tokens)
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
+        "num_cut_context": sum(e.num_cut_context > 0 for e in encoded),
         "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),
     }
-    if report["num_cut"] or report["num_dropped_shots"]:
+    if report["num_cut"] or report["num_cut_context"] or report["num_dropped_shots"]:
         print(
-            f"{report['num_cut']} prompts lose the middle of their passage to --max-tokens, {report['num_dropped_shots']} shots are left out"
+            f"to keep to --max-tokens {report['num_cut']} prompts lose the middle of their passage, {report['num_cut_context']} the end of "
+            f"their context, {report['num_dropped_shots']} shots are left out"
         )
     if journal.scores:
         print(f"resuming: {len(journal.scores)} of {len(encoded)} prompts are scored already", file=sys.stderr)
@@ -282,7 +300,7 @@ def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
     from ksat.questions import read_questions
 
     source, _ = data_file(args.train, "--train", Path("data/train.csv"))
-    pool = read_questions(source, labelled=True)
+    pool = NO_CONTEXT.apply(read_questions(source, labelled=True))
     random.Random(0).shuffle(pool)
     return source, pool
 

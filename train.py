@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ksat.context import ContextRule
 from ksat.errors import InputError, exit_code
 from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
 from ksat.orders import ChoiceOrders
@@ -30,7 +31,7 @@ CHECKPOINTS = Path("checkpoints")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
-    "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None,
+    "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None, "context_when": "none",
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
@@ -61,6 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="a prompt's limit; longer ones lose the middle of the passage (default: 4096)",
     )
     add("--prompt", metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
+    add(
+        "--context-when",
+        type=ContextRule.parse,
+        metavar="RULE",
+        help="who gets its text of the column 'context' into the prompt: all, kind=knowledge, kind=reading, short:N (passages "
+        "under N characters) or none (default: none)",
+    )
     add(
         "--limit",
         type=positive,
@@ -158,12 +166,16 @@ def main(argv: list[str] | None = None) -> None:
         _train_all_folds(args, sys.argv[1:] if argv is None else argv, files)
         return
     from ksat import processes
+    from ksat.context import take_context
     from ksat.devices import open_device
     from ksat.questions import read_questions
 
     tables = [(path, read_questions(path, labelled=True)) for path in files]
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     settings = _resolve(args, stored, files, device, are_samples)
+    rule = ContextRule(settings["context_when"])
+    wording = settings["template"]["user"]
+    tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
     train_rows, valid_rows = _split(tables, settings)
     folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
     _announce(settings, device, train_rows, valid_rows)
@@ -362,6 +374,8 @@ def _resolve(
     for name, default in defaults.items():
         given = getattr(args, name)
         settings[name] = given if given is not None else stored.get(name, default)
+    if args.context_when is not None:
+        settings["context_when"] = args.context_when.name
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
     if settings["folds"]:
         settings["valid_fraction"] = 0.0

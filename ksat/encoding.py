@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -32,6 +32,7 @@ class EncodedQuestion:
     order: int = 0  # of its choices, 0 to num_orders - 1
     num_orders: int = 1  # in which the question is asked; this one counts 1 / num_orders in a mean over questions
     shown: tuple[int, ...] = ()  # the choice at each place of the list, counted from 0
+    num_cut_context: int = 0  # characters taken from the end of the context, before any of the passage
 
     @property
     def key(self) -> str:
@@ -46,7 +47,7 @@ class Encoder:
         tokenizer: the base's own.
         template: the prompt's wording.
         score_by: "label" or "text".
-        max_tokens: a prompt's limit in tokens; the middle of the passage is cut to it.
+        max_tokens: a prompt's limit in tokens; the end of the context, then the middle of the passage is cut to it.
         shots: labelled questions, of which each row gets the first num_shots that are not on its own passage.
         num_shots: questions to put before each.
     """
@@ -95,11 +96,13 @@ class Encoder:
 
     def _encode(self, question: Question, shown: Sequence[tuple[int, ...]]) -> list[EncodedQuestion]:
         """One question in these orders, all cut alike; the first is the row's own."""
-        orders = [reorder(question, each) for each in shown]
+        whole_context, orders = len(question.context), [reorder(question, each) for each in shown]
         shots = self._shots_for(question)
         num_shots = len(shots)
         while shots and not self._fits(orders, shots):
             shots.pop(0)
+        if question.context and not self._fits(orders, shots):
+            orders = self._cut_context(orders, shots)
         num_kept = self._num_fitting_characters(orders, shots)
         passage = question.passage if num_kept == len(question.passage) else _without_middle(question.passage, num_kept)
         encoded = []
@@ -117,6 +120,7 @@ class Encoder:
                     order=order,
                     num_orders=len(orders),
                     shown=shown[order],
+                    num_cut_context=whole_context - len(asked.context),
                 )
             )
         return encoded
@@ -165,6 +169,19 @@ class Encoder:
 
     def _fits(self, orders: Sequence[Question], shots: Sequence[Question], passage: str | None = None) -> bool:
         return all(len(self._ids(self.render(shown, shots, passage))) <= self.max_tokens for shown in orders)
+
+    def _cut_context(self, orders: Sequence[Question], shots: Sequence[Question]) -> list[Question]:
+        """The orders with as much of the context's beginning as fits beside the whole passage, none of it at the least."""
+        text = orders[0].context
+
+        def cut(num_kept: int) -> list[Question]:
+            return [replace(question, context=text[:num_kept].rstrip()) for question in orders]
+
+        low, high = 0, len(text)  # `high` characters do not fit
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._fits(cut(middle), shots) else (low, middle)
+        return cut(low)
 
     def _num_fitting_characters(self, orders: Sequence[Question], shots: Sequence[Question]) -> int:
         """How many characters of the passage fit in every order: all, or the most when the middle is cut, by bisection."""

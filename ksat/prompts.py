@@ -12,7 +12,7 @@ from ksat.questions import Question
 ScoreBy = Literal["label", "text"]
 Message = dict[str, str]
 
-FIELDS = ("passage", "question", "question_plus", "choices", "labels")
+FIELDS = ("passage", "question", "question_plus", "choices", "labels", "context")
 _FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
 _ANY_FIELD = re.compile(r"\{(\w+)\}")
 
@@ -21,7 +21,7 @@ _ANY_FIELD = re.compile(r"\{(\w+)\}")
 class PromptTemplate:
     """The wording of a prompt: a system turn (may be empty) and a user turn with named fields.
 
-    Fields: {passage}, {question}, {question_plus} (the <보기> box with its heading, or nothing), {choices} (one a line,
+    Fields: {passage}, {context} (the background with its heading and a blank line, or nothing), {question}, {question_plus} (the <보기> box with its heading, or nothing), {choices} (one a line,
     "1 - ..."), {labels} ("1, 2, 3, 4" for a row with four choices).
     """
 
@@ -37,13 +37,13 @@ DEFAULT_TEMPLATES: dict[ScoreBy, PromptTemplate] = {
     "label": PromptTemplate(
         system="지문을 읽고 질문의 답을 고르세요.",
         user=(
-            "지문:\n{passage}\n\n질문:\n{question}{question_plus}\n\n"
+            "지문:\n{passage}\n\n{context}질문:\n{question}{question_plus}\n\n"
             # Before the choices: what stands behind them is computed anew for every choice order.
             "{labels} 중에서 정답 하나를 고르세요.\n\n선택지:\n{choices}\n\n정답:"
         ),
     ),
     # The choices are not listed: each is scored as a continuation.
-    "text": PromptTemplate(system="", user="{passage}\n\n질문: {question}{question_plus}\n답:"),
+    "text": PromptTemplate(system="", user="{passage}\n\n{context}질문: {question}{question_plus}\n답:"),
 }
 
 
@@ -94,6 +94,7 @@ def fill(wording: str, question: Question, passage: str) -> str:
     """
     values = {
         "passage": passage,
+        "context": f"배경 지식:\n{question.context}\n\n" if question.context else "",
         "question": question.question,
         "question_plus": f"\n\n<보기>\n{question.question_plus}" if question.question_plus else "",
         "choices": "\n".join(f"{d} - {c}" for d, c in zip(digits(question.num_choices), question.choices, strict=True)),

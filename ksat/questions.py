@@ -22,7 +22,7 @@ _BLANKS = re.compile(r"[ \t\xa0\u3000]+")
 @dataclass(frozen=True, slots=True)
 class Question:
     """One row of a competition file. `answer` counts from 1, as in every file, and is None where the row has none; `source`
-    is the column of that name, "" where the file has none."""
+    and `context` are the columns of that name, "" where the file has none."""
 
     id: str
     passage: str
@@ -31,6 +31,7 @@ class Question:
     answer: int | None
     question_plus: str = ""
     source: str = ""
+    context: str = ""
 
     @property
     def num_choices(self) -> int:
@@ -211,6 +212,7 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object]) -> Qu
         answer=_answer(fields.get("answer", ""), len(choices)),
         question_plus=_question_plus(row.get("question_plus", ""), fields.get("question_plus")),
         source=_clean(row.get("source", "")),
+        context=_clean(row.get("context", "")),
     )
 
 

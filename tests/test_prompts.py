@@ -91,8 +91,15 @@ def test_braces_in_a_row_stay_as_they_are() -> None:
 def test_fill_knows_every_field_and_takes_the_passage_it_is_given() -> None:
     wording = "|".join(f"{{{field}}}" for field in FIELDS)
     assert fill(wording, FIVE, "잘린 글") == (
-        "잘린 글|해가 뜨는 쪽은?|\n\n<보기>\n나침반을 본다.|1 - 서\n2 - 남\n3 - 북\n4 - 동\n5 - 위|1, 2, 3, 4, 5"
+        "잘린 글|해가 뜨는 쪽은?|\n\n<보기>\n나침반을 본다.|1 - 서\n2 - 남\n3 - 북\n4 - 동\n5 - 위|1, 2, 3, 4, 5|"
     )
+
+
+@pytest.mark.parametrize("score_by", ["label", "text"])
+def test_a_context_stands_behind_the_passage_or_nowhere(score_by: ScoreBy) -> None:
+    told = user_turn(replace(FIVE, context="해는 {별}이다."), score_by)
+    assert "해는 동쪽에서 뜬다.\n\n배경 지식:\n해는 {별}이다.\n\n질문:" in told
+    assert told.replace("배경 지식:\n해는 {별}이다.\n\n", "") == user_turn(FIVE, score_by)
 
 
 def test_no_passage_leaves_no_blank_lines_in_front() -> None:

@@ -105,7 +105,7 @@ def make_tokenizer(*, chat: bool = True) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<|im_start|>", "<|im_end|>"]
-    texts = [template.system + template.user for template in DEFAULT_TEMPLATES.values()]
+    texts = [template.system + template.user.replace("{context}", "") for template in DEFAULT_TEMPLATES.values()]
     for row in make_questions(16):
         texts += [row.passage, row.question]  # not the choices: each is to be several tokens
     tokenizer = Tokenizer(models.BPE())

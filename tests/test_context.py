@@ -1,0 +1,143 @@
+"""Background in the prompt: who gets it, what is cut first, and what a run hands on to inference."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import base_folder, make_questions, make_tokenizer, read_probs
+
+import inference
+import train
+from ksat.context import ContextRule, take_context
+from ksat.encoding import Encoder
+from ksat.errors import InputError
+from ksat.orders import ALL_ORDERS
+from ksat.prompts import DEFAULT_TEMPLATES
+from ksat.questions import Question, read_questions
+from ksat.runs import read_json
+
+LABEL = DEFAULT_TEMPLATES["label"].user
+CPU = ["--device", "cpu", "--engine", "transformers"]
+READING = replace(
+    make_questions(1)[0], id="r", question="윗글의 내용과 일치하는 것은?", passage="가" * 400, context="배경 하나"
+)
+KNOWLEDGE = replace(READING, id="k", question="밑줄 친 왕의 업적으로 옳은 것은?", passage="나" * 90, context="배경 둘")
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("all", "rk"), ("none", ""), ("kind=reading", "r"), ("kind=knowledge", "k"), ("short:91", "k"), ("short:90", "")],
+)
+def test_rules(rule: str, expected: str) -> None:
+    found = ContextRule.parse(rule).apply([READING, KNOWLEDGE])
+    assert "".join(question.id for question in found if question.context) == expected
+    assert [replace(question, context="") for question in found] == [
+        replace(q, context="") for q in (READING, KNOWLEDGE)
+    ]
+
+
+@pytest.mark.parametrize("text", ["some", "short", "short:", "short:0", "short:x", "kind=", "kind=other", ""])
+def test_bad_rules(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected all, none, kind=knowledge"):
+        ContextRule.parse(text)
+
+
+def test_who_got_what_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    take_context([READING, replace(KNOWLEDGE, context="")], ContextRule("all"), LABEL, "a.csv")
+    assert capsys.readouterr().out == (
+        "context: 1 of 2 questions of a.csv get theirs, 5 characters on average (all picks 2)\n"
+    )
+    take_context([READING, KNOWLEDGE], ContextRule("none"), LABEL, "a.csv")
+    assert "2 questions of a.csv have one, and none gets it" in capsys.readouterr().out
+    take_context([replace(READING, context="")], ContextRule("none"), LABEL, "a.csv")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_rule_without_a_column_or_a_place_is_refused() -> None:
+    bare = [replace(READING, context="")]
+    with pytest.raises(InputError, match="none of the 1 questions of a.csv .* python -m ksat.retrieve fills it"):
+        take_context(bare, ContextRule("all"), LABEL, "a.csv")
+    with pytest.raises(InputError, match=r"the prompt's wording has no field \{context\}"):
+        take_context([READING], ContextRule("all"), "{choices}", "a.csv")
+
+
+def test_the_context_is_cut_before_the_passage_and_alike_in_all_orders() -> None:
+    question = replace(make_questions(1)[0], context="아주 먼 옛날의 일이다. " * 20, passage="사람들이 모였다. " * 20)
+
+    def encode(max_tokens: int) -> list[object]:
+        encoder = Encoder(make_tokenizer(), DEFAULT_TEMPLATES["label"], "label", max_tokens=max_tokens)
+        return encoder.encode_orders(question, ALL_ORDERS)
+
+    whole = encode(100_000)
+    bare = Encoder(make_tokenizer(), DEFAULT_TEMPLATES["label"], "label", max_tokens=100_000).encode(
+        replace(question, context="")
+    )
+    length = max(len(order.prompt_ids) for order in whole)
+    assert {order.num_cut_context for order in whole} == {0}
+    for limit in (length - 1, (length + len(bare.prompt_ids)) // 2):
+        cut = encode(limit)
+        assert len({order.num_cut_context for order in cut}) == 1
+        assert 0 < cut[0].num_cut_context < len(question.context)
+        assert cut[0].num_cut_characters == 0
+        assert max(len(order.prompt_ids) for order in cut) <= limit
+    none_left = encode(len(bare.prompt_ids) - 5)[0]
+    assert none_left.num_cut_context == len(question.context)
+    assert none_left.num_cut_characters > 0
+
+
+def write(path: str, questions: list[Question]) -> None:
+    import csv
+
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "paragraph", "problems", "question_plus", "context"])
+        for row in questions:
+            problems = {"question": row.question, "choices": list(row.choices), "answer": row.answer}
+            writer.writerow([row.id, row.passage, repr(problems), row.question_plus, row.context])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    for name, first in (("train.csv", 0), ("test.csv", 40)):
+        write(
+            name, [replace(q, context=f"배경 {q.id}: 모두 {i}번") for i, q in enumerate(make_questions(8, first=first))]
+        )
+    yield tmp_path
+
+
+def test_a_run_hands_its_rule_on(here: Path) -> None:
+    assert read_questions("test.csv")[1].context == f"배경 {read_questions('test.csv')[1].id}: 모두 1번"
+    train.main(
+        [
+            "--base",
+            str(base_folder()),
+            "--train",
+            "train.csv",
+            "--run",
+            "c",
+            "--context-when",
+            "all",
+            "--epochs",
+            "1",
+            "--rank",
+            "4",
+            *CPU,
+        ]
+    )
+    assert read_json(Path("checkpoints/c/run.json"))["settings"]["context_when"] == "all"
+    inference.main(["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/with", *CPU])
+    inference.main(
+        ["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/without", "--context-when", "none", *CPU]
+    )
+    assert [read_json(Path(f"out/{name}.probs.json"))["context_when"] for name in ("with", "without")] == [
+        "all",
+        "none",
+    ]
+    told, untold = read_probs(Path("out/with.probs.csv")), read_probs(Path("out/without.probs.csv"))
+    assert max(abs(a - b) for row_id in told for a, b in zip(told[row_id], untold[row_id], strict=True)) > 0.01
+    write("test.csv", make_questions(4, first=40))
+    with pytest.raises(InputError, match="--context-when all: none of the 4 questions of test.csv"):
+        inference.main(["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/bare", *CPU])
