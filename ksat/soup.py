@@ -1,0 +1,191 @@
+"""Average the LoRA adapters of finished runs into one run, so that five folds cost one pass.
+
+python -m ksat.soup checkpoints/a-fold0 checkpoints/a-fold1 --run a-soup
+python -m ksat.soup checkpoints/a checkpoints/b --run mixed --weights 2 1 --rank 32
+
+The mean of updates of ranks r1, r2, ... has rank r1 + r2 + ...: without --rank it is kept exactly, and costs at each layer
+what the members' ranks cost together. Only runs with one base, prompt and way of scoring can be averaged.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
+from ksat.errors import InputError, exit_code
+from ksat.flags import positive
+from ksat.runs import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    Run,
+    file_sha256,
+    library_versions,
+    write_atomic,
+    write_json,
+    write_run,
+)
+
+CHECKPOINTS = Path("checkpoints")
+SCALE_TOLERANCE = 1e-6
+
+
+def common_scale(members: Sequence[Member], given: float | None) -> float:
+    """The factor on the soup's scores: the given one, else the mean of the members' where they agree within 1e-6.
+
+    Raises:
+        InputError: they do not agree, and none is given. No mean of two is right: each was fitted to its own member.
+    """
+    scales = [member.run.scale for member in members]
+    if given is not None:
+        return given
+    low, high = min(scales), max(scales)
+    if high - low > SCALE_TOLERANCE:
+        at = {scale: member.folder for scale, member in zip(scales, members, strict=True)}
+        raise InputError(
+            f"the runs' scales differ: {low:.6g} in {at[low]}, {high:.6g} in {at[high]}; name the soup's with --scale S"
+        )
+    return sum(scales) / len(scales)
+
+
+def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, scale: float) -> Run:
+    """The soup's run.json, but for its adapter's hash; `settings` tells who is in it.
+
+    Args:
+        members: the runs.
+        weights: one of each.
+        soup: their mean.
+        scale: factor on the scores.
+    """
+    told = [
+        {"run": str(member.folder), "adapter_sha256": member.run.adapter_sha256, "weight": weight, "rank": member.rank}
+        for member, weight in zip(members, weights, strict=True)
+    ]
+    settings = {
+        "soup": told, "rank": soup.rank, "alpha": float(soup.rank), "rslora": False, "norm_kept": soup.kept,
+        "worst_module": soup.worst[0], "worst_norm_kept": soup.worst[1],
+    }  # fmt: skip
+    data = {entry["sha256"]: entry for member in members for entry in member.run.data}
+    return replace(
+        members[0].run,
+        scale=scale,
+        adapter_sha256="",
+        settings=settings,
+        data=list(data.values()),
+        versions=library_versions(),
+    )
+
+
+def write_soup(folder: Path, soup: Soup, run: Run, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Writes a finished run: complete beside `folder`, then renamed; an older one goes once the new one is complete.
+
+    Args:
+        folder: checkpoints/<name>.
+        soup: the adapter.
+        run: from soup_run.
+        config: adapter_config.json of a member; its rank and scaling are replaced.
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: the folder exists, or can't be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if folder.exists() and not overwrite:
+        raise InputError(f"--run {folder.name}: {folder} exists; take another name, or --overwrite")
+    beside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+
+    def save(path: Path) -> None:
+        try:
+            save_file(soup.tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk is one of them
+            raise OSError(str(error)) from error
+
+    plain = {"r": soup.rank, "lora_alpha": soup.rank, "use_rslora": False, "lora_dropout": 0.0}
+    try:
+        adapter = beside / ADAPTER_FOLDER / ADAPTER_FILE
+        write_atomic(adapter, save)
+        write_json(adapter.with_name("adapter_config.json"), config | plain | {"base_model_name_or_path": run.base})
+        write_run(beside, replace(run, adapter_sha256=file_sha256(adapter)))
+        if folder.exists():
+            folder.replace(old)
+        beside.replace(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: can't be written ({error.strerror or error}); choose another place") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        for rest in (beside, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ksat.soup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="FOLDER", help="finished runs, checkpoints/<run>")
+    add("--run", required=True, metavar="NAME", help="the soup's own name, checkpoints/NAME")
+    add("--weights", nargs="+", type=_positive_number, metavar="W", help="one a run, in any unit (default: equal)")
+    add(
+        "--rank",
+        type=positive,
+        metavar="R",
+        help="keep the mean's best approximation of this rank, which scores as fast as one member of it (default: exact)",
+    )
+    add(
+        "--scale",
+        type=_positive_number,
+        metavar="S",
+        help="factor on the scores before the softmax (default: the runs', where they agree)",
+    )
+    add("--overwrite", action="store_true", help="replace the run of this name")
+    return parser
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Averages the runs and says what came of it."""
+    args = build_parser().parse_args(argv)
+    folders = [Path(run) for run in args.runs]
+    if Path(args.run).name != args.run or args.run in (".", ".."):
+        raise InputError(f"--run {args.run!r}: expected a name without slashes; runs are folders in checkpoints/")
+    folder = CHECKPOINTS / args.run
+    if folder.resolve() in [member.resolve() for member in folders]:
+        raise InputError(f"--run {args.run}: is one of the runs to average; take another name")
+    if folder.exists() and not args.overwrite:  # before minutes of work, not after them
+        raise InputError(f"--run {args.run}: {folder} exists; take another name, or --overwrite")
+    given = args.weights or [1.0] * len(folders)
+    if len(given) != len(folders):
+        raise InputError(f"--weights: {len(given)} weights for {len(folders)} runs; name one for each")
+    members = [read_member(member) for member in folders]
+    require_one_kind(members)
+    scale = common_scale(members, args.scale)
+    weights = [weight / sum(given) for weight in given]
+    soup = mean_adapter(members, weights, args.rank)
+    write_soup(folder, soup, soup_run(members, weights, soup, scale), members[0].config, overwrite=args.overwrite)
+    ranks = "+".join(str(member.rank) for member in members)
+    kept = "the exact mean" if args.rank is None else (
+        f"{soup.kept:.1%} of the exact mean's Frobenius norm kept, {soup.worst[1]:.1%} in the worst layer, {soup.worst[0]}"
+    )  # fmt: skip
+    print(
+        f"wrote {folder}: rank {soup.rank} of {ranks}, {kept}; score with: python inference.py --ckpt {folder}\n"
+        "Rows that a member was trained on are no test of it, and out-of-fold rows of one fold were trained on by the others."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
