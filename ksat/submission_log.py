@@ -1,0 +1,165 @@
+"""submissions/log.csv: what was submitted, what it scored out of fold, and what the leaderboard said.
+
+A file that was submitted is known by its bytes, so nothing is submitted twice under another name; and the more rows have both
+scores, the better is seen whether the leaderboard follows the out-of-fold score at all.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ksat.errors import InputError
+from ksat.questions import read_table, require_columns
+from ksat.runs import file_sha256, read_json, write_text
+from ksat.tables import markdown_table
+
+FEWEST_FOR_CORRELATION = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A row of the log; scores are shares from 0 to 1, None where they are not known.
+
+    Attributes:
+        time: of its entry, UTC, to the second.
+        file: the submission as it was named.
+        sha256: of its bytes.
+        members: what it was made of, as the report beside it says; "" if there is none.
+        oof_accuracy: out of fold, of the same members blended in the same way.
+        oof_macro_f1: out of fold.
+        public: what the leaderboard said.
+        private: what it said in the end.
+    """
+
+    time: str
+    file: str
+    sha256: str
+    members: str = ""
+    oof_accuracy: float | None = None
+    oof_macro_f1: float | None = None
+    public: float | None = None
+    private: float | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Submission))
+SCORES = COLUMNS[4:]
+
+
+def read_log(path: Path) -> list[Submission]:
+    """The rows of a log, none if there is no such file.
+
+    Raises:
+        InputError: a column is missing, or a score is no share from 0 to 1.
+    """
+    if not path.exists() or not path.read_text(encoding="utf-8").strip().partition("\n")[2]:
+        return []
+    table = read_table(path)
+    require_columns(table, path, COLUMNS)
+    rows = []
+    for row in table.to_dict("records"):
+        scores = {name: _share(str(row[name]), f"{path}: {name} of {row['file']}") for name in SCORES}
+        rows.append(Submission(row["time"], row["file"], row["sha256"], row["members"], **scores))
+    return rows
+
+
+def _share(cell: str, where: str) -> float | None:
+    text = cell.strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", text):
+        raise InputError(f"{where} is {cell!r}; expected a share from 0 to 1, or nothing")
+    return float(text)
+
+
+def enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tuple[Submission, bool]:
+    """Notes a submission, or scores of one that is noted already; returns its row and whether it is new.
+
+    Args:
+        path: of the log.
+        submission: `id,answer`.
+        scores: by the names of SCORES; None leaves what is known.
+
+    Raises:
+        InputError: the same answers were submitted before under another name, and no score is given to enter; or a score that
+            contradicts the one that is noted.
+    """
+    rows, digest = read_log(path), file_sha256(submission)
+    given: dict[str, Any] = {name: score for name, score in scores.items() if score is not None}
+    known = next((row for row in rows if row.sha256 == digest), None)
+    if known is None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        row = Submission(now, str(submission), digest, _members(submission), **given)
+        write_text(path, _format([*rows, row]))
+        return row, True
+    if not given:
+        raise InputError(
+            f"{submission}: the same answers were submitted on {known.time} as {known.file}; do not spend a submission on them "
+            "(give --public to enter their score)"
+        )
+    for name, score in given.items():
+        if (old := getattr(known, name)) is not None and abs(old - score) > 1e-9:
+            raise InputError(
+                f"{path}: {name} of {known.file} is {old:g}, not {score:g}; correct the file by hand if that is wrong"
+            )
+    row = replace(known, **given)
+    write_text(path, _format([row if each is known else each for each in rows]))
+    return row, False
+
+
+def _members(submission: Path) -> str:
+    """What the report beside a submission says it was made of."""
+    report = submission.with_name(f"{submission.stem}.probs.json")
+    if not report.exists():
+        return ""
+    value = read_json(report)
+    if members := value.get("members"):
+        return " + ".join(f"{member['weight']:.3f} {member['file']}" for member in members)
+    adapter = value.get("adapter_sha256")
+    return f"{value.get('base', '')}{f' with adapter {adapter[:12]}' if adapter else ' untuned'}"
+
+
+def _format(rows: Sequence[Submission]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if value is None else value for value in asdict(row).values())
+    return file.getvalue()
+
+
+def log_table(rows: Sequence[Submission]) -> str:
+    """The log as a table, and how far the public score follows the out-of-fold one."""
+    header = ["submission", "members", "oof accuracy", "oof macro F1", "public", "private"]
+    body = [
+        [Path(row.file).name, row.members, *("-" if (score := getattr(row, name)) is None else f"{score:.4f}" for name in SCORES)]
+        for row in rows
+    ]  # fmt: skip
+    return f"{markdown_table(header, body, num_texts=2)}\n\n{correlation(rows)}"
+
+
+def correlation(rows: Sequence[Submission]) -> str:
+    """One sentence: the rank correlation of public and out-of-fold accuracy, with what it is worth."""
+    from scipy.stats import spearmanr
+
+    pairs = [(row.oof_accuracy, row.public) for row in rows if row.oof_accuracy is not None and row.public is not None]
+    if len(pairs) < FEWEST_FOR_CORRELATION:
+        return (
+            f"{len(pairs)} of the submissions have both an out-of-fold and a public score; {FEWEST_FOR_CORRELATION} are the least that a "
+            "correlation says anything about."
+        )
+    oof, public = np.array(pairs, dtype=float).T
+    if len(set(oof)) < 2 or len(set(public)) < 2:
+        return f"{len(pairs)} submissions have both scores, all the same: no correlation to speak of."
+    found = spearmanr(oof, public)
+    worth = "it follows" if found.pvalue < 0.05 and found.statistic > 0 else "not distinguishable from chance"
+    return (
+        f"public against out-of-fold accuracy, {len(pairs)} submissions: Spearman {found.statistic:+.2f} (p = {found.pvalue:.2g}; "
+        f"{worth})."
+    )
