@@ -4,6 +4,7 @@ python train.py                                      # data/train.csv; the base 
 python train.py --run first --base unsloth/Qwen2.5-32B-Instruct-bnb-4bit --epochs 2
 python train.py --run first --resume                 # goes on after an interruption
 python train.py --run all --valid-fraction 0         # refits on every row
+python train.py --data-report                        # what is in the data; with --oof, labels that may be wrong
 python train.py --run cv --folds 5 --all             # five folds, and their out-of-fold probabilities as one file
 accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 """
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from ksat.encoding import EncodedQuestion, Encoder
     from ksat.questions import Question
 
-CHECKPOINTS = Path("checkpoints")
+CHECKPOINTS, REPORTS = Path("checkpoints"), Path("reports")
+DEFAULT_TEST = Path("data/test.csv")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
@@ -84,6 +86,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--fold", type=not_negative, metavar="K", help="hold out fold K, 0 to F - 1, and train on the others")
     add("--all", action="store_true", help="train all F folds as <run>-fold<K>; goes on where it was stopped")
+    add = parser.add_argument_group("data report").add_argument
+    add("--data-report", action="store_true", help="train nothing: say what is in the data, and write it to reports/")
+    add(
+        "--test",
+        metavar="CSV",
+        help="of the report: compare with this file as well (default: data/test.csv if it is there)",
+    )
+    add(
+        "--oof", metavar="CSV", help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong"
+    )
     add = parser.add_argument_group("run").add_argument
     add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
     add("--resume", action="store_true", help="go on with --run after an interruption")
@@ -162,6 +174,11 @@ def main(argv: list[str] | None = None) -> None:
     _check_fold_flags(args)
     stored = _stored_settings(args)
     files, are_samples = _training_files(args, stored)
+    if args.data_report:
+        _report_data(args, files)
+        return
+    if args.test or args.oof:
+        raise InputError("--test and --oof are for --data-report; training takes neither")
     if args.all:
         _train_all_folds(args, sys.argv[1:] if argv is None else argv, files)
         return
@@ -325,6 +342,46 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
     print(
         f"\n{format_table(fold_metrics(predictions, questions))}\n\nwrote {out}: {len(questions)} rows, each scored by the run that did not train on it"
     )
+
+
+def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
+    """Prints and writes reports/<first file>.md; with --oof also the labels that may be wrong, as a CSV."""
+    import pandas as pd
+
+    from ksat.data_report import find_suspects, report, suspects_text
+    from ksat.encoding import Encoder
+    from ksat.errors import bad_rows
+    from ksat.models import is_embedded, load_tokenizer
+    from ksat.predictions import read_probs
+    from ksat.prompts import DEFAULT_TEMPLATES, read_template
+    from ksat.questions import read_questions
+    from ksat.runs import write_atomic, write_text
+
+    test = args.test or (DEFAULT_TEST if DEFAULT_TEST.exists() else None)
+    paths = [*files, *([Path(test)] if test else [])]
+    tables = [(path, read_questions(path)[: args.limit]) for path in paths]
+    base = args.base or "embedded"
+    score_by = args.score_by or ("text" if is_embedded(base) else "label")
+    template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
+    tokenizer = load_tokenizer(base, trust_remote_code=args.trust_remote_code)
+    encoder = Encoder(tokenizer, template, score_by, max_tokens=args.max_tokens or DEFAULTS["max_tokens"])
+    text = report(tables, encoder, base)
+    written = [REPORTS / f"{files[0].stem}.md"]
+    if args.oof:
+        questions = {question.id: question for question in tables[0][1] if question.answer is not None}
+        predictions = read_probs(args.oof)
+        if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
+            raise bad_rows(
+                args.oof, f"are no labelled row of {files[0]}", unknown, "give the file that the folds were cut from"
+            )
+        suspects = find_suspects(predictions, questions)
+        text += "\n" + suspects_text(suspects, len(predictions.ids), questions)
+        written.append(REPORTS / f"{files[0].stem}-suspicious.csv")
+        columns = ["id", "answer", "prob", "predicted", "prob_predicted"]
+        table = pd.DataFrame([[getattr(s, name) for name in columns] for s in suspects], columns=columns)
+        write_atomic(written[-1], lambda beside: table.to_csv(beside, index=False))
+    write_text(written[0], text)
+    print(f"{text}\nwrote {' and '.join(map(str, written))}")
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""What is in the data: counts, lengths in tokens, what is cut, near-duplicates, and labels that may be wrong."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ksat.encoding import Encoder
+from ksat.kinds import find_kind
+from ksat.near_duplicates import near_duplicate_pairs
+from ksat.predictions import Predictions
+from ksat.questions import Question, passage_key
+from ksat.tables import markdown_table
+
+SUSPICIOUS = 0.05  # out-of-fold probability of the given answer
+SHOWN = 10  # rows of a list; the CSV has all
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A label that the models which did not see it think unlikely.
+
+    Attributes:
+        id: of the question.
+        answer: as given, counted from 1.
+        prob: out-of-fold probability of that answer.
+        predicted: what the models answer instead.
+        prob_predicted: its probability.
+    """
+
+    id: str
+    answer: int
+    prob: float
+    predicted: int
+    prob_predicted: float
+
+
+def find_suspects(predictions: Predictions, questions: Mapping[str, Question]) -> list[Suspect]:
+    """Rows whose given answer has an out-of-fold probability under 0.05, the least likely first."""
+    found = []
+    for row_id, row, predicted in zip(predictions.ids, predictions.probs, predictions.answers.tolist(), strict=True):
+        answer = questions[row_id].answer_index + 1
+        if row[answer - 1] < SUSPICIOUS:
+            found.append(Suspect(row_id, answer, float(row[answer - 1]), predicted, float(row[predicted - 1])))
+    return sorted(found, key=lambda suspect: (suspect.prob, suspect.id))
+
+
+def report(files: Sequence[tuple[Path, Sequence[Question]]], encoder: Encoder, base: str) -> str:
+    """Markdown: every file's counts and lengths, near-duplicates inside each and between every two.
+
+    Args:
+        files: what is trained on, external files, the test; in that order.
+        encoder: of the base whose tokens are counted.
+        base: its name.
+    """
+    names = [path.name for path, _ in files]
+    parts = ["# What is in the data", _counts(names, [rows for _, rows in files])]
+    parts.append(f"## Lengths\nTokens of whole prompts by the tokenizer of {base}, limit {encoder.max_tokens:,}.\n")
+    parts.append(_lengths(names, [rows for _, rows in files], encoder))
+    parts.append(
+        "## Near-duplicates\nPassages that are the same but for a few words, or one an excerpt of the other.\n"
+    )
+    parts.append(_duplicates(files))
+    return "\n".join(parts)
+
+
+def _counts(names: Sequence[str], files: Sequence[Sequence[Question]]) -> str:
+    def count(rows: Sequence[Question], size: int, answer: int) -> int:
+        return sum(question.num_choices == size and question.answer == answer for question in rows)
+
+    sizes = sorted({question.num_choices for rows in files for question in rows})
+    lines = [
+        ["questions", *(f"{len(rows):,}" for rows in files)],
+        ["passages", *(f"{len({passage_key(question) for question in rows}):,}" for rows in files)],
+        ["with <보기>", *(f"{sum(bool(question.question_plus) for question in rows):,}" for rows in files)],
+        ["with a context", *(f"{sum(bool(question.context) for question in rows):,}" for rows in files)],
+    ]
+    kinds = [Counter(find_kind(question) for question in rows) for rows in files]
+    lines += [[kind, *(f"{counter[kind]:,}" for counter in kinds)] for kind in ("reading", "knowledge")]
+    lines += [
+        [f"{size} choices", *(f"{sum(question.num_choices == size for question in rows):,}" for rows in files)]
+        for size in sizes
+    ]
+    answers = [
+        [
+            f"{size} choices, answer {answer}",
+            *(f"{count(rows, size, answer):,}" if any(question.answer for question in rows) else "-" for rows in files),
+        ]
+        for size in sizes
+        for answer in range(1, size + 1)
+    ]
+    return f"\n{markdown_table(['', *names], lines + answers)}\n"
+
+
+def _lengths(names: Sequence[str], files: Sequence[Sequence[Question]], encoder: Encoder) -> str:
+    header = ["", "median", "95 %", "99 %", "longest", "cut", "characters of passage, median", "longest"]
+    body = []
+    for name, rows in zip(names, files, strict=True):
+        encoded = [encoder.encode(question) for question in rows]
+        tokens = np.array([len(one.prompt_ids) for one in encoded])
+        characters = np.array([len(question.passage) for question in rows])
+        cuts = sum(one.num_cut_characters > 0 for one in encoded)
+        figures = [*np.percentile(tokens, [50, 95, 99]), tokens.max(), cuts, np.median(characters), characters.max()]
+        body.append([name, *(f"{figure:,.0f}" for figure in figures)])
+    return f"{markdown_table(header, body)}\n"
+
+
+def _duplicates(files: Sequence[tuple[Path, Sequence[Question]]]) -> str:
+    lines, shown = [], []
+    for i, (path, rows) in enumerate(files):
+        for other_path, other_rows in files[i:]:
+            inside = other_path == path
+            pairs = near_duplicate_pairs(rows, None if inside else other_rows)
+            where = f"inside {path.name}" if inside else f"{path.name} and {other_path.name}"
+            lines.append([where, f"{len(pairs):,}"])
+            best = sorted(pairs, key=lambda pair: (-pair.similarity, pair.id_a, pair.id_b))[:SHOWN]
+            shown += [[where, pair.id_a, pair.id_b, f"{pair.similarity:.2f}"] for pair in best]
+    text = f"{markdown_table(['', 'pairs of questions'], lines)}\n"
+    if shown:
+        text += f"\n{markdown_table(['', 'id', 'id', 'similarity'], shown, num_texts=3)}\n"
+    return text
+
+
+def suspects_text(suspects: Sequence[Suspect], num_questions: int, questions: Mapping[str, Question]) -> str:
+    """Markdown: the least likely labels, with the beginning of their questions; a reader decides."""
+    head = (
+        f"## Labels to look at\n{len(suspects)} of {num_questions} given answers have an out-of-fold probability under {SUSPICIOUS}. "
+        "A model that is often wrong names many that are right: read before you change one.\n"
+    )
+    body = [
+        [s.id, questions[s.id].question[:40], f"{s.answer} ({s.prob:.3f})", f"{s.predicted} ({s.prob_predicted:.3f})"]
+        for s in suspects[:SHOWN]
+    ]
+    return f"{head}\n{markdown_table(['id', 'question', 'given', 'predicted'], body, num_texts=2)}\n" if body else head
