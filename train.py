@@ -316,72 +316,35 @@ def _check_fold_flags(args: argparse.Namespace) -> None:
 
 
 def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[Path]) -> None:
-    """Trains every fold and writes submissions/<run>-oof.probs.csv, out of fold, in the order of the first file."""
-    from ksat.folds import assign_folds
-
-    from ksat.crossval import CrossValidation, fold_metrics, join_folds, train_folds
-    from ksat.metrics import format_table
-    from ksat.predictions import SUBMISSIONS, write_probs
-    from ksat.questions import read_questions
-    from ksat.runs import file_sha256, write_json
+    """Trains every fold and writes submissions/<run>-oof.probs.csv."""
+    from ksat.crossval import CrossValidation, cross_validate
+    from ksat.runs import file_sha256
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--run")
     for flag in ("--all", "--overwrite"):
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
-    questions = read_questions(files[0], labelled=True)[: args.limit]
-    assign_folds(questions, args.folds)  # what can't be cut is said before anything is trained
     key = {"flags": flags, "files": {str(path): file_sha256(path) for path in files}}
     plan = CrossValidation(args.run, args.folds, tuple(flags), key, CHECKPOINTS)
-    train_folds(plan, overwrite=args.overwrite)
-    predictions, report = join_folds(plan, questions)
-    out = SUBMISSIONS / f"{args.run}-oof.probs.csv"
-    write_probs(out, predictions)
-    write_json(out.with_suffix(".json"), report)
-    print(
-        f"\n{format_table(fold_metrics(predictions, questions))}\n\nwrote {out}: {len(questions)} rows, each scored by the run that did not train on it"
-    )
+    cross_validate(plan, files[0], limit=args.limit, overwrite=args.overwrite)
 
 
 def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
-    """Prints and writes reports/<first file>.md; with --oof also the labels that may be wrong, as a CSV."""
-    import pandas as pd
-
-    from ksat.data_report import find_suspects, report, suspects_text
+    """Prints and writes what is in the data."""
+    from ksat.data_report import write_report
     from ksat.encoding import Encoder
-    from ksat.errors import bad_rows
     from ksat.models import is_embedded, load_tokenizer
-    from ksat.predictions import read_probs
-    from ksat.prompts import DEFAULT_TEMPLATES, read_template
-    from ksat.questions import read_questions
-    from ksat.runs import write_atomic, write_text
+    from ksat.prompts import DEFAULT_TEMPLATES, ScoreBy, read_template
 
-    test = args.test or (DEFAULT_TEST if DEFAULT_TEST.exists() else None)
-    paths = [*files, *([Path(test)] if test else [])]
-    tables = [(path, read_questions(path)[: args.limit]) for path in paths]
     base = args.base or "embedded"
-    score_by = args.score_by or ("text" if is_embedded(base) else "label")
+    score_by: ScoreBy = args.score_by or ("text" if is_embedded(base) else "label")
     template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
     tokenizer = load_tokenizer(base, trust_remote_code=args.trust_remote_code)
     encoder = Encoder(tokenizer, template, score_by, max_tokens=args.max_tokens or DEFAULTS["max_tokens"])
-    text = report(tables, encoder, base)
-    written = [REPORTS / f"{files[0].stem}.md"]
-    if args.oof:
-        questions = {question.id: question for question in tables[0][1] if question.answer is not None}
-        predictions = read_probs(args.oof)
-        if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
-            raise bad_rows(
-                args.oof, f"are no labelled row of {files[0]}", unknown, "give the file that the folds were cut from"
-            )
-        suspects = find_suspects(predictions, questions)
-        text += "\n" + suspects_text(suspects, len(predictions.ids), questions)
-        written.append(REPORTS / f"{files[0].stem}-suspicious.csv")
-        columns = ["id", "answer", "prob", "predicted", "prob_predicted"]
-        table = pd.DataFrame([[getattr(s, name) for name in columns] for s in suspects], columns=columns)
-        write_atomic(written[-1], lambda beside: table.to_csv(beside, index=False))
-    write_text(written[0], text)
-    print(f"{text}\nwrote {' and '.join(map(str, written))}")
+    test = Path(args.test) if args.test else DEFAULT_TEST if DEFAULT_TEST.exists() else None
+    oof = Path(args.oof) if args.oof else None
+    write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 
 from ksat.children import run_script
 from ksat.errors import InputError
+from ksat.folds import assign_folds
 from ksat.kinds import find_kind
-from ksat.metrics import Metrics, compute_metrics, random_baseline
-from ksat.predictions import FloatArray, IntArray, Predictions, read_probs
-from ksat.questions import Question, passage_key
+from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
+from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, read_probs, write_probs
+from ksat.questions import Question, passage_key, read_questions
 from ksat.runs import read_json, read_run, write_json
 
 
@@ -46,6 +47,29 @@ class CrossValidation:
     def mark(self) -> Path:
         """Says with which settings it was started."""
         return self.checkpoints / f"{self.run}.folds.json"
+
+
+def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, overwrite: bool) -> None:
+    """Trains every fold, writes submissions/<run>-oof.probs.csv in the order of the file, and prints its figures.
+
+    Args:
+        plan: what to train.
+        file: the questions that are cut into folds.
+        limit: its first so many rows alone.
+        overwrite: drop what an earlier call has left.
+
+    Raises:
+        InputError: see train_folds and join_folds; or the file can't be cut into so many folds.
+    """
+    questions = read_questions(file, labelled=True)[:limit]
+    assign_folds(questions, plan.num_folds)  # what can't be cut is said before anything is trained
+    train_folds(plan, overwrite=overwrite)
+    predictions, report = join_folds(plan, questions)
+    out = SUBMISSIONS / f"{plan.run}-oof.probs.csv"
+    write_probs(out, predictions)
+    write_json(out.with_suffix(".json"), report)
+    table = format_table(fold_metrics(predictions, questions))
+    print(f"\n{table}\n\nwrote {out}: {len(questions)} rows, each scored by the run that did not train on it")
 
 
 def train_folds(plan: CrossValidation, *, overwrite: bool) -> None:

@@ -2,16 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ksat.encoding import Encoder
+from ksat.errors import bad_rows
 from ksat.kinds import find_kind
 from ksat.near_duplicates import near_duplicate_pairs
-from ksat.predictions import Predictions
-from ksat.questions import Question, passage_key
+from ksat.predictions import Predictions, read_probs
+from ksat.questions import Question, passage_key, read_questions
+from ksat.runs import write_atomic, write_text
 from ksat.tables import markdown_table
 
 SUSPICIOUS = 0.05  # out-of-fold probability of the given answer
@@ -134,3 +137,46 @@ def suspects_text(suspects: Sequence[Suspect], num_questions: int, questions: Ma
         for s in suspects[:SHOWN]
     ]
     return f"{head}\n{markdown_table(['id', 'question', 'given', 'predicted'], body, num_texts=2)}\n" if body else head
+
+
+def write_report(
+    folder: Path,
+    files: Sequence[Path],
+    encoder: Encoder,
+    base: str,
+    *,
+    test: Path | None,
+    oof: Path | None,
+    limit: int | None,
+) -> None:
+    """Prints the report and writes it as folder/<first file>.md; with `oof` also the suspicious labels as a CSV.
+
+    Args:
+        folder: where to.
+        files: labelled CSVs; labels are looked at in the first.
+        encoder: of the base whose tokens are counted.
+        base: its name.
+        test: questions to compare with, without labels.
+        oof: out-of-fold probabilities of the first file.
+        limit: the first so many rows of each file alone.
+
+    Raises:
+        InputError: a file can't be read, or `oof` has rows that are no labelled ones of the first file.
+    """
+    tables = [(path, read_questions(path)[:limit]) for path in [*files, *([test] if test else [])]]
+    text = report(tables, encoder, base)
+    written = [folder / f"{files[0].stem}.md"]
+    if oof is not None:
+        questions = {question.id: question for question in tables[0][1] if question.answer is not None}
+        predictions = read_probs(oof)
+        if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
+            raise bad_rows(
+                oof, f"are no labelled rows of {files[0]}", unknown, "give the file that the folds were cut from"
+            )
+        suspects = find_suspects(predictions, questions)
+        text += f"\n{suspects_text(suspects, len(predictions.ids), questions)}"
+        written.append(folder / f"{files[0].stem}-suspicious.csv")
+        table = pd.DataFrame([asdict(suspect) for suspect in suspects], columns=[f.name for f in fields(Suspect)])
+        write_atomic(written[-1], lambda beside: table.to_csv(beside, index=False))
+    write_text(written[0], text)
+    print(f"{text}\nwrote {' and '.join(map(str, written))}")
