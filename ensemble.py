@@ -1,12 +1,15 @@
-"""Blend probability files into one, and its submission; or check a submission.
+"""Blend probability files into one, and its submission; fit a blend on out-of-fold files; check or log a submission.
 
     python ensemble.py submissions/a.probs.csv submissions/b.probs.csv --out blend
     python ensemble.py submissions/a.probs.csv submissions/b.probs.csv --out blend --method hard --weights 2 1
     python ensemble.py submissions/a.probs.csv friend.csv --out blend --test data/test.csv --answers answers.csv
+    python ensemble.py --fit submissions/a-oof.probs.csv submissions/b-oof.probs.csv --answers data/train.csv --out ab
+    python ensemble.py --apply submissions/ab.blend.json submissions/a.probs.csv submissions/b.probs.csv --out ab
     python ensemble.py --check submissions/blend.csv --test data/test.csv
+    python ensemble.py --log submissions/blend.csv --oof submissions/blend-oof.probs.csv --answers data/train.csv --public 0.78
 
 Members are joined by id. A label-only CSV (`id,answer`) counts as 0.9 for its answer and needs --test. Writes
-submissions/NAME.probs.csv and submissions/NAME.csv.
+submissions/NAME.probs.csv, NAME.probs.json and submissions/NAME.csv; --fit writes submissions/NAME.blend.json and a picture.
 """
 
 import argparse
@@ -18,7 +21,10 @@ from ksat.errors import InputError, exit_code
 from ksat.flags import data_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ksat.blending import Member
+    from ksat.metrics import Metrics
     from ksat.predictions import FloatArray, Predictions
     from ksat.questions import Question
 
@@ -32,43 +38,95 @@ def build_parser() -> argparse.ArgumentParser:
     members.add_argument("members", nargs="*", type=Path, metavar="CSV", help="probability files, or id,answer files")
     members.add_argument("--test", type=Path, metavar="CSV", help="test questions: row order, number of choices")
     blend = parser.add_argument_group("blend")
-    blend.add_argument("--method", choices=["soft", "geometric", "hard"], default="soft", help="default: soft")
+    blend.add_argument(
+        "--method",
+        choices=["soft", "geometric", "hard"],
+        default="soft",
+        help="weighted mean, weighted geometric mean (both may be fitted), or votes (default: soft)",
+    )
     blend.add_argument(
         "--weights", nargs="+", type=float, metavar="W", help="one positive weight a member, any scale; default: equal"
     )
+    blend.add_argument(
+        "--margin",
+        type=float,
+        default=0.0,
+        metavar="M",
+        help="where the blend's top two are less than M apart, take the member that is surest (default: 0, never)",
+    )
+    fit = parser.add_argument_group("fitted blends")
+    fit.add_argument(
+        "--fit",
+        nargs="+",
+        type=Path,
+        metavar="CSV",
+        help="out-of-fold files: fits a temperature and a weight for each to --answers, and says whether that is worth it",
+    )
+    fit.add_argument(
+        "--greedy", action="store_true", help="of --fit: pick members one after the other (Caruana) instead"
+    )
+    fit.add_argument("--apply", type=Path, metavar="JSON", help="blend the members, in --fit's order, as it recommends")
+    fit.add_argument(
+        "--fitted", action="store_true", help="of --apply: the fitted weights even where equal ones are recommended"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="NAME", help="name in submissions/, or a path without its ending")
-    output.add_argument("--overwrite", action="store_true", help="replace the two output files if they exist")
+    output.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     output.add_argument("--answers", type=Path, metavar="CSV", help="gold answers: prints the metrics of all")
-    check = parser.add_argument_group("check")
+    check = parser.add_argument_group("before and after the upload")
     check.add_argument(
         "--check",
         type=Path,
         metavar="CSV",
         help="validate this submission against --test (default: data/test.csv, else the samples)",
     )
+    check.add_argument(
+        "--log", type=Path, metavar="CSV", help="enter this submission, or its scores, in submissions/log.csv"
+    )
+    check.add_argument(
+        "--oof", type=Path, metavar="CSV", help="of --log: out-of-fold file of the same blend; needs --answers"
+    )
+    check.add_argument("--public", type=float, metavar="S", help="of --log: what the leaderboard said, 0 to 1")
+    check.add_argument("--private", type=float, metavar="S", help="of --log: what it said in the end, 0 to 1")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
     args = build_parser().parse_args(argv)
+    _require_one_job(args)
     if args.check:
-        if args.members or args.out:
-            raise InputError("--check validates one submission; blend with another call (no members, no --out)")
         check(args.check, args.test)
-    elif not args.members or not args.out:
-        raise InputError("give probability files and --out NAME, or --check FILE")
+    elif args.log:
+        log(args)
+    elif args.fit:
+        run_fit(args)
     else:
-        run_blend(
-            args.members,
-            out=args.out,
-            method=args.method,
-            weights=args.weights,
-            answers_path=args.answers,
-            test_path=args.test,
-            overwrite=args.overwrite,
-        )
+        run_blend(args)
+
+
+def _require_one_job(args: argparse.Namespace) -> None:
+    """Raises InputError unless the flags belong to one job."""
+    jobs = [flag for flag in ("check", "log", "fit", "apply") if getattr(args, flag)]
+    if len(jobs) > 1:
+        raise InputError(f"--{jobs[0]} and --{jobs[1]} are two jobs; call ensemble.py for each")
+    job = jobs[0] if jobs else ""
+    if job in ("check", "log") and (args.members or args.out):
+        raise InputError(f"--{job} is about one submission; blend with another call (no members, no --out)")
+    if job == "fit" and (args.members or not args.out or not args.answers):
+        raise InputError("--fit takes the out-of-fold files itself, and needs --answers and --out NAME")
+    if job in ("", "apply") and not (args.members and args.out):
+        raise InputError("give probability files and --out NAME, or --fit, --check or --log")
+    used = {"greedy": "fit", "fitted": "apply", "oof": "log", "public": "log", "private": "log"}
+    for flag, needed in used.items():
+        if getattr(args, flag) not in (None, False) and job != needed:
+            raise InputError(f"--{flag} belongs to --{needed}")
+    if args.weights and job:
+        raise InputError(f"--weights are for a blend by hand; --{job} takes none")
+    if args.method == "hard" and job in ("fit", "apply"):
+        raise InputError("--method hard has nothing to fit; use soft or geometric")
+    if args.method != "soft" and job == "apply":
+        raise InputError("--apply blends as it was fitted; leave --method out")
 
 
 def check(submission: Path, test_path: Path | None) -> None:
@@ -84,38 +142,118 @@ def check(submission: Path, test_path: Path | None) -> None:
     print(f"OK {submission}: {len(answers)} rows, ids and order as in {test_path}, answers in range ({counts})")
 
 
-def run_blend(
-    paths: list[Path],
-    *,
-    out: str,
-    method: str,
-    weights: list[float] | None,
-    answers_path: Path | None,
-    test_path: Path | None,
-    overwrite: bool,
-) -> None:
+def log(args: argparse.Namespace) -> None:
+    """Enters a submission or its scores, and prints the log."""
+    from ksat.predictions import SUBMISSIONS, read_labels
+    from ksat.submission_log import enter, log_table, read_log
+
+    read_labels(args.log)  # nothing but a submission goes into the log
+    scores: dict[str, float | None] = {"public": args.public, "private": args.private}
+    if bad := [name for name, score in scores.items() if score is not None and not 0 <= score <= 1]:
+        raise InputError(f"--{bad[0]} {scores[bad[0]]}: expected a share from 0 to 1, such as 0.7765")
+    if args.oof:
+        if not args.answers:
+            raise InputError("--oof needs --answers: the gold answers of its rows")
+        metrics = _metrics_of(args.oof, args.answers)
+        scores |= {"oof_accuracy": round(metrics.accuracy.value, 6), "oof_macro_f1": round(metrics.macro_f1.value, 6)}
+    path = SUBMISSIONS / "log.csv"
+    row, is_new = enter(path, args.log, scores)
+    print(log_table(read_log(path)))
+    print(f"\n{'entered' if is_new else 'completed'} {row.file} in {path}")
+
+
+def _metrics_of(path: Path, answers_path: Path) -> "Metrics":
+    from ksat.metrics import compute_metrics
+    from ksat.predictions import align_answers, read_answers, read_probs
+
+    predictions = read_probs(path)
+    gold = align_answers(predictions, read_answers(answers_path), answers_path)
+    return compute_metrics(predictions.probs, gold, list(predictions.ids))
+
+
+def run_fit(args: argparse.Namespace) -> None:
+    """Fits a blend on out-of-fold rows, says whether it is worth it, and writes submissions/NAME.blend.json and .png."""
+    from ksat.blend_fit import fit_members, format_fit, write_fit
+    from ksat.blending import align_members, read_member
+    from ksat.predictions import SUBMISSIONS, Predictions, align_answers, read_answers
+
+    stem = Path(args.out) if "/" in args.out else SUBMISSIONS / args.out
+    target = stem.with_name(f"{stem.name}.blend.json")
+    if target.exists() and not args.overwrite:
+        raise InputError(f"{target} exists; choose another --out, or --overwrite")
+    members = [read_member(path, None) for path in args.fit]
+    first = members[0].predictions
+    counts = dict(zip(first.ids, first.num_choices.tolist(), strict=True))
+    tables = align_members(members, counts, args.fit[0])
+    rows = Predictions(tuple(counts), tables[0])
+    gold = align_answers(rows, read_answers(args.answers), args.answers)
+    groups = _groups(rows.ids, args.answers, args.test)
+    fit = fit_members(
+        args.fit, tables, gold, groups, pool="linear" if args.method == "soft" else "log", greedy=args.greedy
+    )
+    write_fit(target, fit)
+    print(f"{format_fit(fit)}\n\nwrote {target} and {target.with_suffix('.png')}")
+
+
+def _groups(ids: "Sequence[str]", answers_path: Path, test_path: Path | None) -> list[str]:
+    """(N,) what rows share that stand or fall together: passages where the questions are known, else single rows."""
+    from ksat.predictions import is_competition_table
+    from ksat.questions import passage_key, read_questions, read_table
+
+    source = answers_path if is_competition_table(read_table(answers_path)) else test_path
+    keys = {question.id: passage_key(question) for question in read_questions(source)} if source else {}
+    return [keys.get(row_id, row_id) for row_id in ids]
+
+
+def run_blend(args: argparse.Namespace) -> None:
     """Reads the members, writes their blend and prints how they agree; raises InputError before it writes anything."""
+    from ksat.blend_fit import read_fit
     from ksat.blending import agreement, align_members, blend, check_weights, read_member
+    from ksat.calibration import tempered
+    from ksat.fitted_blend import apply_blend, margin_fallback
     from ksat.predictions import Predictions, output_paths, write_predictions
     from ksat.questions import read_questions
+    from ksat.runs import file_sha256, write_json
 
-    outputs = output_paths(out, overwrite)
+    paths: list[Path] = args.members
+    outputs = output_paths(args.out, args.overwrite)
     targets = [path.resolve() for path in outputs]
-    if taken := [path for path in [*paths, answers_path, test_path] if path and path.resolve() in targets]:
-        raise InputError(f"--out {out!r} would replace the input {taken[0]}; choose another --out")
-    shares = check_weights(weights, len(paths))
-    test = read_questions(test_path) if test_path else None
+    if taken := [path for path in [*paths, args.answers, args.test] if path and path.resolve() in targets]:
+        raise InputError(f"--out {args.out!r} would replace the input {taken[0]}; choose another --out")
+    fitted = read_fit(args.apply, len(paths), as_fitted=args.fitted) if args.apply else None
+    shares = list(fitted.weights) if fitted else check_weights(args.weights, len(paths))
+    test = read_questions(args.test) if args.test else None
     counts = {question.id: question.num_choices for question in test} if test else None
     members = [read_member(path, counts) for path in paths]
     first = members[0].predictions
     counts = counts or dict(zip(first.ids, first.num_choices.tolist(), strict=True))
-    tables = align_members(members, counts, test_path or paths[0])
-    blended = Predictions(tuple(counts), blend(tables, shares, method))
-    report = metrics_report(members, tables, blended, answers_path, test) if answers_path else ""
+    tables = align_members(members, counts, args.test or paths[0])
+    probs = apply_blend(fitted, tables) if fitted else blend(tables, shares, args.method)
+    sure = [tempered(table, t) for table, t in zip(tables, fitted.temperatures, strict=True)] if fitted else tables
+    blended = Predictions(tuple(counts), margin_fallback(sure, probs, args.margin))
+    report = metrics_report(members, tables, blended, args.answers, test) if args.answers else ""
+    method = f"{args.apply.name}'s" if fitted else args.method
     write_predictions(outputs, blended)
+    rows = zip(paths, shares, strict=True)
+    about = [{"file": str(path), "sha256": file_sha256(path), "weight": share} for path, share in rows]
+    temperatures = list(fitted.temperatures) if fitted else None
+    write_json(
+        outputs[0].with_suffix(".json"),
+        {
+            "method": fitted.pool if fitted else args.method,
+            "margin": args.margin,
+            "members": about,
+            "temperatures": temperatures,
+        },
+    )
 
     for path, share, table in zip(paths, shares, tables, strict=True):
         print(f"{path}: weight {share:.3f}, agrees with the blend in {agreement(table, blended.probs):.1%} of the rows")
+    if args.margin:
+        changed = 1 - agreement(probs, blended.probs)
+        print(
+            f"--margin {args.margin:g}: the surest member decides in close calls; {changed:.1%} of the answers change by it"
+        )
     print(f"{method} blend of {len(paths)}, {len(blended.ids)} rows: wrote {outputs[0]} and {outputs[1]}")
     if report:
         print(f"\n{report}")

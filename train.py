@@ -26,6 +26,7 @@ from ksat.orders import ChoiceOrders
 if TYPE_CHECKING:
     from ksat.devices import Device
     from ksat.encoding import EncodedQuestion, Encoder
+    from ksat.folds import Folds
     from ksat.questions import Question
 
 CHECKPOINTS, REPORTS = Path("checkpoints"), Path("reports")
@@ -193,10 +194,10 @@ def main(argv: list[str] | None = None) -> None:
     rule = ContextRule(settings["context_when"])
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
-    train_rows, valid_rows = _split(tables, settings)
+    train_rows, valid_rows, folds = _split(tables, settings)
     folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
     _announce(settings, device, train_rows, valid_rows)
-    _train(folder, settings, args, device, train_rows, valid_rows)
+    _train(folder, settings, args, device, train_rows, valid_rows, folds)
 
 
 def _train(
@@ -206,9 +207,11 @@ def _train(
     device: "Device",
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
+    folds: "Folds | None",
 ) -> None:
     from ksat import processes
     from ksat.encoding import Encoder
+    from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
     from ksat.runs import write_json
@@ -250,6 +253,8 @@ def _train(
     if processes.is_main():
         if args.overwrite and folder.exists():
             shutil.rmtree(folder)
+        if folds is not None:
+            write_folds(folder / "folds.csv", folds)
         write_json(folder / "settings.json", settings)
     processes.wait()  # no process may see what an overwritten run has left
 
@@ -453,8 +458,8 @@ def _check_ranges(settings: dict[str, Any]) -> None:
 
 def _split(
     tables: "list[tuple[Path, list[Question]]]", settings: dict[str, Any]
-) -> "tuple[list[Question], list[Question]]":
-    """Training and validation rows. A validation row's passage is kept out of the training rows of every file."""
+) -> "tuple[list[Question], list[Question], Folds | None]":
+    """Training and validation rows, and the folds if there are some. A validation row's passage is kept out of the training rows of every file."""
     from ksat.errors import bad_rows
     from ksat.questions import passage_key, split_validation
 
@@ -474,15 +479,15 @@ def _split(
     if len(kept) < len(added):
         print(f"{len(added) - len(kept)} rows of other files share a passage with a validation row and are left out")
     train_rows = [first[i] for i in train_index] + kept
-    return train_rows[: settings["limit"]], valid_rows[: settings["limit"]]
+    return train_rows[: settings["limit"]], valid_rows[: settings["limit"]], None
 
 
 def _hold_out_fold(
     first: "list[Question]", added: "list[Question]", settings: dict[str, Any]
-) -> "tuple[list[Question], list[Question]]":
-    """Rows to train on, and those of the fold that is held out; notes the assignment's hash in the settings."""
+) -> "tuple[list[Question], list[Question], Folds]":
+    """Rows to train on, those of the fold that is held out, and all folds; notes the assignment's hash in the settings."""
     from ksat.folds import assign_folds, fold_rows
-    from ksat.near_duplicates import near_duplicate_pairs
+    from ksat.near_duplicates import passage_groups
 
     first = first[: settings["limit"]]
     folds = assign_folds(first, settings["folds"])
@@ -491,10 +496,14 @@ def _hold_out_fold(
     settings["folds_sha256"] = folds.sha256
     train_index, held_out_index = fold_rows(folds, settings["fold"])
     held_out = [first[i] for i in held_out_index]
-    too_near = {pair.id_b for pair in near_duplicate_pairs(held_out, added)} if added else set()
-    if too_near:
-        print(f"{len(too_near)} rows of other files have a passage too near to a held-out one and are left out")
-    return [first[i] for i in train_index] + [row for row in added if row.id not in too_near], held_out
+    groups = passage_groups([*held_out, *added])
+    near = set(groups[: len(held_out)])
+    kept = [row for row, group in zip(added, groups[len(held_out) :], strict=True) if group not in near]
+    if len(kept) < len(added):
+        print(
+            f"{len(added) - len(kept)} rows of other files have a passage too near to a held-out one and are left out"
+        )
+    return [first[i] for i in train_index] + kept, held_out, folds
 
 
 def _run_folder(args: argparse.Namespace, settings: dict[str, Any]) -> Path:

@@ -62,7 +62,8 @@ def test_two_files_become_one_submission(folder: Path, capsys: pytest.CaptureFix
     assert list(read_labels(folder / "submissions" / "blend.csv").items()) == list(
         zip(IDS, blended.answers.tolist(), strict=True)
     )
-    assert sorted(path.name for path in (folder / "submissions").iterdir()) == ["blend.csv", "blend.probs.csv"]
+    written = sorted(path.name for path in (folder / "submissions").iterdir())
+    assert written == ["blend.csv", "blend.probs.csv", "blend.probs.json"]
     output = capsys.readouterr().out
     assert "a.probs.csv: weight 0.500, agrees with the blend in 50.0% of the rows" in output
     assert "b.probs.csv: weight 0.500, agrees with the blend in 100.0% of the rows" in output
@@ -133,11 +134,23 @@ def test_metrics_with_passages_from_the_test_or_single_rows(folder: Path, capsys
 @pytest.mark.parametrize(
     ("command", "match"),
     [
-        ("", "give probability files and --out NAME, or --check FILE"),
-        ("a.probs.csv", "give probability files and --out NAME, or --check FILE"),
-        ("--out x", "give probability files and --out NAME, or --check FILE"),
-        ("a.probs.csv --check labels.csv", "--check validates one submission; blend with another call"),
+        ("", "give probability files and --out NAME, or --fit, --check or --log"),
+        ("a.probs.csv", "give probability files and --out NAME, or --fit, --check or --log"),
+        ("--out x", "give probability files and --out NAME, or --fit, --check or --log"),
+        ("a.probs.csv --check labels.csv", "--check is about one submission; blend with another call"),
         ("a.probs.csv none.csv --out x", "none.csv: no such file"),
+        ("a.probs.csv --out x --margin 2", "margin 2.0: a difference of two probabilities lies in 0 to 1"),
+        ("--fit a.probs.csv --out x", "--fit takes the out-of-fold files itself, and needs --answers and --out NAME"),
+        ("--fit a.probs.csv b.probs.csv --out x --answers gold.csv --method hard", "--method hard has nothing to fit"),
+        ("--fit a.probs.csv b.probs.csv --out x --answers gold.csv --weights 1 1", "--weights are for a blend by hand"),
+        ("--fit a.probs.csv b.probs.csv --out x --answers gold.csv", "3 passages for 5 folds"),
+        ("--apply none.json a.probs.csv --out x", "none.json: no such file"),
+        ("a.probs.csv --out x --fitted", "--fitted belongs to --apply"),
+        ("a.probs.csv --out x --public 0.5", "--public belongs to --log"),
+        ("--log labels.csv --public 77.65", "--public 77.65: expected a share from 0 to 1, such as 0.7765"),
+        ("--log labels.csv --oof a.probs.csv", "--oof needs --answers"),
+        ("--log a.probs.csv", "a.probs.csv: a probability file where only `id,answer` is expected"),
+        ("--log labels.csv --check labels.csv", "--check and --log are two jobs"),
         ("a.probs.csv b.probs.csv --out x --weights 1", "--weights: 1 given for 2 files"),
         ("a.probs.csv b.probs.csv --out x --weights 1 0", "--weights 0.0: must be positive"),
         ("a.probs.csv labels.csv --out x", "labels.csv: labels only, which do not tell the number of choices"),

@@ -1,0 +1,149 @@
+"""train.py --folds and --data-report, from the command line to the files; with a tiny base."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import base_folder, make_questions, write_questions
+
+import inference
+import train
+from ksat import crossval
+from ksat.errors import InputError
+from ksat.folds import assign_folds, fold_rows
+from ksat.predictions import read_probs
+from ksat.questions import read_questions
+from ksat.runs import read_json
+
+CPU = ["--device", "cpu", "--engine", "transformers"]
+LORA = ["--rank", "4", "--lr", "0.01", "--epochs", "2", "--questions-per-step", "4"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    write_questions(tmp_path / "train.csv", make_questions(18))
+    write_questions(tmp_path / "more.csv", make_questions(6, first=100))
+    yield tmp_path
+
+
+def command(*flags: str) -> list[str]:
+    return ["--train", "train.csv", "--base", str(base_folder()), *LORA, *CPU, *flags]
+
+
+def test_all_folds_give_every_row_a_probability_of_a_run_that_did_not_see_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.main(command("--folds", "3", "--all", "--run", "cv"))
+    out = capsys.readouterr().out
+    assert "| out of fold " in out
+    assert "wrote submissions/cv-oof.probs.csv: 18 rows" in out
+    questions = read_questions("train.csv")
+    oof = read_probs("submissions/cv-oof.probs.csv")
+    assert oof.ids == tuple(question.id for question in questions)
+    folds = assign_folds(questions, 3)
+    report = read_json(Path("submissions/cv-oof.probs.json"))
+    assert (report["folds"], report["folds_sha256"]) == (3, folds.sha256)
+    assert [member["run"] for member in report["members"]] == ["cv-fold0", "cv-fold1", "cv-fold2"]
+    for fold in range(3):
+        # The run's own adapter scores its held-out rows to the same probabilities: the last epoch's, not a chosen one's.
+        run = Path(f"checkpoints/cv-fold{fold}")
+        settings = read_json(run / "run.json")["settings"]
+        assert (settings["fold"], settings["best_epoch"], settings["folds_sha256"]) == (fold, 2, folds.sha256)
+        held_out = [questions[row] for row in fold_rows(folds, fold)[1]]
+        write_questions(Path("held.csv"), held_out, labelled=False)
+        inference.main(["--ckpt", str(run), "--test", "held.csv", "--out", "out/held", "--overwrite", *CPU])
+        scored = read_probs("out/held.probs.csv")
+        rows = [oof.ids.index(row_id) for row_id in scored.ids]
+        np.testing.assert_allclose(scored.probs, oof.probs[rows], atol=1e-5)
+        with (run / "folds.csv").open() as file:
+            assert {row["id"]: int(row["fold"]) for row in csv.DictReader(file)} == dict(
+                zip(folds.ids, folds.folds, strict=True)
+            )
+
+    # Once more: nothing is trained again. One that was cut off is.
+    ran: list[str] = []
+    monkeypatch.setattr(crossval, "run_script", lambda command, log: ran.append(" ".join(command)) or "stopped here")
+    train.main(command("--folds", "3", "--all", "--run", "cv"))
+    assert ran == []
+    Path("checkpoints/cv-fold1/run.json").unlink()
+    with pytest.raises(InputError, match="fold 1 of cv: stopped here; mend it and run the same command again"):
+        train.main(command("--folds", "3", "--all", "--run", "cv"))
+    assert len(ran) == 1
+    assert ran[0].endswith("--run cv-fold1 --fold 1 --resume")
+    with pytest.raises(InputError, match="was started with other settings or files"):
+        train.main(command("--folds", "3", "--all", "--run", "cv", "--seed", "1"))
+
+
+def test_one_fold_and_rows_of_other_files_that_are_too_near(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = read_questions("train.csv")
+    held_out = fold_rows(assign_folds(questions, 3), 1)[1]
+    near = make_questions(1, first=100)[0]
+    from dataclasses import replace
+
+    planted = [
+        replace(near, id="near", passage=questions[held_out[0]].passage.replace(" ", "  ") + "!"),
+        replace(
+            near,
+            id="apart",
+            passage="물은 높은 곳에서 낮은 곳으로 흐르고, 불은 위로 타오른다. 바람은 어디로 가는지 아무도 모른다.",
+        ),
+    ]
+    write_questions(Path("more.csv"), planted)
+    flags = ["--train", "train.csv", "more.csv", "--base", str(base_folder()), *LORA, *CPU]
+    train.main([*flags, "--folds", "3", "--fold", "1", "--run", "one"])
+    out = capsys.readouterr().out
+    assert "1 rows of other files have a passage too near to a held-out one and are left out" in out
+    assert f"questions: {len(questions) - len(held_out) + 1} to train on, {len(held_out)} to validate on" in out
+    assert set(read_probs("checkpoints/one/validation.probs.csv").ids) == {questions[row].id for row in held_out}
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--fold", "0"], "--fold and --all need --folds"),
+        (["--all", "--run", "x"], "--fold and --all need --folds"),
+        (["--folds", "3"], "name one fold with --fold K, or train all"),
+        (["--folds", "3", "--fold", "0", "--all", "--run", "x"], "name one fold with --fold K, or train all"),
+        (["--folds", "3", "--fold", "3"], "--fold 3: expected 0 to 2 with --folds 3"),
+        (["--folds", "1", "--fold", "0"], "--folds 1: expected at least 2"),
+        (["--folds", "3", "--all"], "--all needs --run NAME"),
+        (["--folds", "3", "--fold", "0", "--valid-fraction", "0.1"], "held-out rows choose no epoch"),
+        (["--folds", "3", "--fold", "0", "--patience", "2"], "held-out rows choose no epoch"),
+        (["--folds", "40", "--all", "--run", "x"], "--folds 40: 18 questions on "),
+        (["--oof", "x.csv"], "--test and --oof are for --data-report"),
+    ],
+)
+def test_flags_that_do_not_go_together(here: Path, flags: list[str], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        train.main(command(*flags))
+    assert not Path("checkpoints").exists()
+
+
+def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = read_questions("train.csv")
+    wrong = questions[3].id
+    rows = []
+    for question in questions:
+        row = np.full(5, np.nan)
+        row[: question.num_choices] = 0.01
+        row[question.answer_index] = 0 if question.id == wrong else 1
+        row[: question.num_choices] /= row[: question.num_choices].sum()
+        rows.append(row)
+    from ksat.predictions import Predictions, write_probs
+
+    write_probs(Path("oof.probs.csv"), Predictions(tuple(q.id for q in questions), np.array(rows)))
+    report = ["--train", "train.csv", "more.csv", "--base", str(base_folder()), "--data-report", "--max-tokens", "200"]
+    train.main([*report, "--test", "more.csv", "--oof", "oof.probs.csv"])
+    out = capsys.readouterr().out
+    assert "| questions           |        18 |        6 |        6 |" in out
+    assert "1 of 18 given answers have an out-of-fold probability under 0.05." in out
+    assert Path("reports/train.md").read_text() in out
+    with Path("reports/train-suspicious.csv").open() as file:
+        (suspect,) = csv.DictReader(file)
+    assert (suspect["id"], suspect["answer"], float(suspect["prob"])) == (wrong, str(questions[3].answer), 0.0)
+    with pytest.raises(InputError, match="oof.probs.csv: 18 of the rows are no labelled rows of more.csv"):
+        train.main(["--train", "more.csv", "--base", str(base_folder()), "--data-report", "--oof", "oof.probs.csv"])

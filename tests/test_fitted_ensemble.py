@@ -1,0 +1,133 @@
+"""ensemble.py --fit, --apply and --log, from the command line to the files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ensemble
+from ksat.errors import InputError
+from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
+from ksat.runs import read_json
+from ksat.submission_log import read_log
+
+NUM_ROWS = 240
+
+
+def soft(scores: FloatArray) -> FloatArray:
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Out-of-fold files of a model that knows something, its equal, and one that knows nothing; two rows a passage."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    answers = generator.integers(0, 5, NUM_ROWS)
+    lines = ["id,paragraph,problems,question_plus"]
+    for row, answer in enumerate(answers):
+        problems = {"question": "무엇인가?", "choices": list("abcde"), "answer": int(answer) + 1}
+        lines.append(f'r{row},passage {row // 2},"{problems}",')
+    (tmp_path / "gold.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ids = tuple(f"r{row}" for row in range(NUM_ROWS))
+    for name, skill in (("good", 1.5), ("twin", 1.5), ("noise", 0.0)):
+        scores = generator.normal(size=(NUM_ROWS, 5)) + skill * np.eye(5)[answers]
+        write_probs(tmp_path / f"{name}-oof.probs.csv", Predictions(ids, soft(scores)))
+        write_probs(tmp_path / f"{name}.probs.csv", Predictions(ids[:20], soft(generator.normal(size=(20, 5)))))
+    return tmp_path
+
+
+def fit(*members: str, out: str = "ab", flags: tuple[str, ...] = ()) -> dict[str, object]:
+    files = [f"{name}-oof.probs.csv" for name in members]
+    ensemble.main(["--fit", *files, "--answers", "gold.csv", "--out", out, *flags])
+    return read_json(Path(f"submissions/{out}.blend.json"))
+
+
+def test_a_member_that_knows_nothing_is_left_out_and_that_is_worth_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = fit("good", "noise")
+    out = capsys.readouterr().out
+    assert found["recommended"] == "fitted"
+    assert "verdict: worth it; --apply takes the fitted weights" in out
+    assert "| equal weights " in out
+    weights = [member["weight"] for member in found["fitted"]["members"]]
+    assert weights[0] > 0.9
+    assert Path("submissions/ab.blend.png").stat().st_size > 10_000
+    ensemble.main(["--apply", "submissions/ab.blend.json", "good.probs.csv", "noise.probs.csv", "--out", "t"])
+    tables = [read_probs(folder / f"{name}.probs.csv").probs for name in ("good", "noise")]
+    expected = np.zeros((20, 5))
+    for table, member in zip(tables, found["fitted"]["members"], strict=True):
+        cooled = table ** (1 / member["temperature"])
+        expected += member["weight"] * cooled / cooled.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(read_probs(folder / "submissions/t.probs.csv").probs, expected, atol=1e-9)
+    report = read_json(folder / "submissions/t.probs.json")
+    assert [member["file"] for member in report["members"]] == ["good.probs.csv", "noise.probs.csv"]
+    assert [member["weight"] for member in report["members"]] == weights
+
+
+@pytest.mark.parametrize("flags", [(), ("--greedy",), ("--method", "geometric")])
+def test_equal_members_get_equal_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    found = fit("good", "twin", flags=flags)
+    assert found["recommended"] == "equal"
+    assert "take equal weights; --apply takes equal weights, at the fitted temperatures" in capsys.readouterr().out
+    assert [member["weight"] for member in found["equal"]["members"]] == [0.5, 0.5]
+    apply = ["--apply", "submissions/ab.blend.json", "good.probs.csv", "twin.probs.csv"]
+    ensemble.main([*apply, "--out", "recommended"])
+    ensemble.main([*apply, "--out", "as-fitted", "--fitted"])
+    said = capsys.readouterr().out
+    assert "equal weights, for good-oof.probs.csv, twin-oof.probs.csv in this order" in said
+    assert "fitted weights, for " in said
+    one, other = (read_probs(folder / f"submissions/{name}.probs.csv").probs for name in ("recommended", "as-fitted"))
+    assert np.abs(one - other).max() > 0
+
+
+def test_what_apply_refuses(folder: Path) -> None:
+    fit("good", "noise")
+    path = folder / "submissions/ab.blend.json"
+    with pytest.raises(
+        InputError, match=r"fitted to 2 members \(good-oof.probs.csv, noise-oof.probs.csv\), 1 are given"
+    ):
+        ensemble.main(["--apply", str(path), "good.probs.csv", "--out", "t"])
+    with pytest.raises(InputError, match="exists; choose another --out, or --overwrite"):
+        fit("good", "twin")
+    value = json.loads(path.read_text())
+    for changed in (value | {"recommended": "best"}, {"fitted": {}}, value | {"equal": 1, "recommended": "equal"}):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match="fit the blend again"):
+            ensemble.main(["--apply", str(path), "good.probs.csv", "noise.probs.csv", "--out", "t"])
+    assert not (folder / "submissions/t.csv").exists()
+
+
+def test_the_surest_member_decides_in_close_calls(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = ["good.probs.csv", "twin.probs.csv"]
+    ensemble.main([*members, "--out", "plain"])
+    ensemble.main([*members, "--out", "sure", "--margin", "1"])
+    assert "--margin 1: the surest member decides in close calls; " in capsys.readouterr().out
+    tables = [read_probs(folder / member).probs for member in members]
+    ordered = [np.sort(table, axis=1) for table in tables]
+    surest = np.argmax([table[:, -1] - table[:, -2] for table in ordered], axis=0)
+    expected = np.where(surest[:, None] == 0, tables[0], tables[1])
+    np.testing.assert_allclose(read_probs(folder / "submissions/sure.probs.csv").probs, expected, atol=1e-12)
+
+
+def test_a_submission_is_logged_with_its_out_of_fold_score(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ensemble.main(["good.probs.csv", "twin.probs.csv", "--out", "b", "--weights", "3", "1"])
+    log = ["--log", "submissions/b.csv"]
+    ensemble.main([*log, "--oof", "good-oof.probs.csv", "--answers", "gold.csv"])
+    ensemble.main([*log, "--public", "0.75"])
+    assert "completed submissions/b.csv in submissions/log.csv" in capsys.readouterr().out
+    (row,) = read_log(Path("submissions/log.csv"))
+    assert row.members == "0.750 good.probs.csv + 0.250 twin.probs.csv"
+    gold = [
+        int(line.split("'answer': ")[1].split("}")[0]) for line in (folder / "gold.csv").read_text().splitlines()[1:]
+    ]
+    answers = read_probs(folder / "good-oof.probs.csv").answers
+    assert row.oof_accuracy == pytest.approx(np.mean(answers == gold), abs=1e-6)
+    assert row.public == 0.75
+    with pytest.raises(InputError, match="do not spend a submission on them"):
+        ensemble.main(log)
