@@ -114,7 +114,7 @@ def compute_metrics(probs: FloatArray, answers: IntArray, groups: Sequence[str],
     macro_f1 = float(f1_score(answers, predicted, labels=labels, average="macro"))
 
     cells = np.eye(_LABELS * _LABELS)[(answers - 1) * _LABELS + predicted - 1]  # (N, 25)
-    sums = _sum_by_group(np.column_stack([cells, losses]), groups)  # (G, 26)
+    sums = sum_by_group(np.column_stack([cells, losses]), groups)  # (G, 26)
     resampled = np.concatenate(list(_resampled_sums(sums, seed)))  # (resamples, 26)
     confusion = resampled[:, :-1].reshape(-1, _LABELS, _LABELS)
     counts = confusion.sum(axis=(1, 2))
@@ -126,7 +126,7 @@ def compute_metrics(probs: FloatArray, answers: IntArray, groups: Sequence[str],
         num_questions=len(answers),
         num_groups=len(sums),
         accuracy=Estimate(accuracy, *interval),
-        macro_f1=Estimate(macro_f1, *_percentiles(_macro_f1(confusion))),
+        macro_f1=Estimate(macro_f1, *_percentiles(macro_f1_scores(confusion))),
         log_loss=Estimate(float(losses.mean()), *_percentiles(resampled[:, -1] / counts)),
         accuracy_interval=kind,
     )
@@ -168,7 +168,7 @@ def random_baseline(num_choices: IntArray, answers: IntArray, *, seed: int = 0) 
         offsets = np.arange(num_guesses)[:, None] * _LABELS * _LABELS
         cells = (offsets + (answers - 1) * _LABELS + guesses).ravel()
         counted = np.bincount(cells, minlength=num_guesses * _LABELS * _LABELS)
-        scores.append(_macro_f1(counted.reshape(num_guesses, _LABELS, _LABELS).astype(np.float64)))
+        scores.append(macro_f1_scores(counted.reshape(num_guesses, _LABELS, _LABELS).astype(np.float64)))
     return Metrics(
         num_questions=len(answers),
         num_groups=len(answers),
@@ -200,7 +200,7 @@ def paired_difference(
         raise ValueError("a and b differ in a row's number of choices: they are not the same questions")
     hits = (predicted_answers(probs_a) == answers).astype(np.float64) - (predicted_answers(probs_b) == answers)
     losses = row_log_losses(probs_a, answers) - row_log_losses(probs_b, answers)
-    sums = _sum_by_group(np.column_stack([hits, losses, np.ones(len(answers))]), groups)
+    sums = sum_by_group(np.column_stack([hits, losses, np.ones(len(answers))]), groups)
     resampled = np.concatenate(list(_resampled_sums(sums, seed)))
     return PairedDifference(
         num_questions=len(answers),
@@ -296,7 +296,7 @@ def _require_rows(probs: FloatArray, answers: IntArray, groups: Sequence[str]) -
         raise ValueError(f"{found}; expected as many of each, and at least one")
 
 
-def _sum_by_group(columns: FloatArray, groups: Sequence[str]) -> FloatArray:
+def sum_by_group(columns: FloatArray, groups: Sequence[str]) -> FloatArray:
     """(G, C) sums over each group's rows of columns (N, C)."""
     _, group_index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sums = np.zeros((int(group_index.max()) + 1, columns.shape[1]))
@@ -323,7 +323,7 @@ def _chunks(width: int) -> Iterator[int]:
         left -= part
 
 
-def _macro_f1(confusion: FloatArray) -> FloatArray:
+def macro_f1_scores(confusion: FloatArray) -> FloatArray:
     """(B,) macro F1 of confusion counts (B, gold, predicted), over the labels that occur in each."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     occurs = confusion.sum(axis=1) + confusion.sum(axis=2)  # twice the hits, plus both kinds of error

@@ -1,0 +1,133 @@
+"""compare.py, from the command line to the files."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import make_questions, write_questions
+
+import compare
+from ksat.errors import InputError
+from ksat.predictions import Predictions, write_probs, write_submission
+from ksat.questions import Question
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_run(path: str, questions: list[Question], share_right: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows = np.full((len(questions), 5), np.nan)
+    for row, question in enumerate(questions):
+        own = generator.dirichlet(np.ones(question.num_choices))
+        best = int(np.argmax(own))
+        wanted = (
+            question.answer_index
+            if generator.random() < share_right
+            else (question.answer_index + 1) % question.num_choices
+        )
+        own[[best, wanted]] = own[[wanted, best]]
+        rows[row, : question.num_choices] = own
+    order = generator.permutation(len(questions))
+    write_probs(Path(path), Predictions(tuple(questions[i].id for i in order), rows[order]))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    questions = make_questions(120)
+    write_questions(tmp_path / "gold.csv", questions)
+    write_submission(tmp_path / "labels.csv", [q.id for q in questions], [q.answer_index + 1 for q in questions])
+    for name, share, seed in (("good", 0.9, 0), ("alike", 0.75, 1), ("poor", 0.4, 2)):
+        write_run(f"{name}-oof.probs.csv", questions, share, seed)
+    write_run("fewer.probs.csv", questions[:100], 0.5, 3)
+    return tmp_path
+
+
+def test_three_runs_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [f"{name}-oof.probs.csv" for name in ("poor", "good", "alike")]
+    compare.main([*runs, "--answers", "gold.csv", "--pick-two", "--out", "three"])
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("| ")]
+    assert [line.split("|")[1].strip() for line in lines[:6]][2:] == [
+        "uniform guess",
+        "good-oof",
+        "alike-oof",
+        "poor-oof",
+    ][:4]
+    assert "| accuracy      |" in out
+    assert "4 choices (60)" in out
+    assert "reading (" in out or "knowledge (" in out
+    assert "significantly better than poor-oof (McNemar with Holm's correction, p < 0.05)" in out
+    assert "ahead again on 60" in out
+    assert "select good-oof and alike-oof: " in out
+    folder = here / "comparisons/three"
+    assert (folder / "comparison.md").read_text().count("significantly better") == 1
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    with (folder / "comparison.csv").open() as file:
+        records = list(csv.DictReader(file))
+    assert len(records) == 3
+    assert all(0.5 <= float(record["ahead_again"]) <= 1 for record in records)
+    assert float(records[-1]["p_holm"]) < 0.05
+
+
+def test_labels_with_questions_say_the_same_and_nothing_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(here.iterdir())
+    compare.main(["good-oof.probs.csv", "poor-oof.probs.csv", "--answers", "gold.csv"])
+    first = capsys.readouterr().out
+    compare.main(["good-oof.probs.csv", "poor-oof.probs.csv", "--answers", "labels.csv", "--questions", "gold.csv"])
+    assert capsys.readouterr().out == first
+    compare.main(["good-oof.probs.csv", "--answers", "gold.csv"])
+    assert "nothing to compare it with" in capsys.readouterr().out
+    assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        ("good-oof.probs.csv none.csv --answers gold.csv", "none.csv: no such file"),
+        (
+            "good-oof.probs.csv fewer.probs.csv --answers gold.csv",
+            "fewer.probs.csv: 20 of the rows of good-oof.probs.csv are missing",
+        ),
+        ("good-oof.probs.csv good-oof.probs.csv --answers gold.csv", "good-oof.probs.csv is named twice"),
+        ("good-oof.probs.csv --answers labels.csv", "labels.csv: labels alone, .* give the questions with --questions"),
+        (
+            "good-oof.probs.csv --answers poor-oof.probs.csv --questions gold.csv",
+            "poor-oof.probs.csv: a probability file",
+        ),
+        ("good-oof.probs.csv --answers gold.csv --pick-two", "--pick-two: two are picked among at least two files"),
+        ("good-oof.probs.csv --answers gold.csv --out a/b", "--out a/b: expected a name"),
+    ],
+)
+def test_bad_input(here: Path, command: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        compare.main(command.split())
+    assert not (here / "comparisons").exists()
+
+
+def test_answers_to_other_questions(here: Path) -> None:
+    write_questions(here / "other.csv", make_questions(120, first=500))
+    with pytest.raises(InputError, match=r"good-oof.probs.csv: \d+ of 120 rows have no question or no answer"):
+        compare.main(["good-oof.probs.csv", "--answers", "other.csv"])
+
+
+def test_help_is_there_at_once() -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "compare.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--pick-two" in done.stdout
+    loaded = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "compare.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pandas" not in loaded.stderr
+    assert time.monotonic() - started < 60
