@@ -1,9 +1,6 @@
 """compare.py, from the command line to the files."""
 
 import csv
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +11,6 @@ import compare
 from ksat.errors import InputError
 from ksat.predictions import Predictions, write_probs, write_submission
 from ksat.questions import Question
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_run(path: str, questions: list[Question], share_right: float, seed: int) -> None:
@@ -115,19 +110,3 @@ def test_answers_to_other_questions(here: Path) -> None:
     write_questions(here / "other.csv", make_questions(120, first=500))
     with pytest.raises(InputError, match=r"good-oof.probs.csv: \d+ of 120 rows have no question or no answer"):
         compare.main(["good-oof.probs.csv", "--answers", "other.csv"])
-
-
-def test_help_is_there_at_once() -> None:
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "compare.py"), "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--pick-two" in done.stdout
-    loaded = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "compare.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "pandas" not in loaded.stderr
-    assert time.monotonic() - started < 60

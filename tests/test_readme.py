@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import compare
 import ensemble
 import explore
 import inference
 import train
+from ksat import retrieve, soup
 
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.ko.md")
@@ -80,13 +82,16 @@ def test_every_gpu_command_of_the_readme_is_a_valid_command_line() -> None:
         "inference.py": inference.build_parser(),
         "ensemble.py": ensemble.build_parser(),
         "explore.py": explore.build_parser(),
+        "compare.py": compare.build_parser(),
+        "ksat.soup": soup.build_parser(),
+        "ksat.retrieve": retrieve.build_parser(),
     }
     for command in commands("README.md", r"bash gpu"):
-        script, *flags = shlex.split(command)[1:]
+        script, *flags = [word for word in shlex.split(command)[1:] if word != "-m"]
         parsers[script].parse_args(flags)
 
 
-@pytest.mark.parametrize("script", ["train.py", "inference.py", "ensemble.py", "explore.py"])
+@pytest.mark.parametrize("script", ["train.py", "inference.py", "ensemble.py", "explore.py", "compare.py"])
 def test_help_is_instant_and_names_every_default(script: str) -> None:
     code = f"import sys; sys.argv=['{script}', '--help']\ntry:\n import runpy; runpy.run_path('{script}', run_name='__main__')\nfinally:\n assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     result = subprocess.run(
