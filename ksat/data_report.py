@@ -77,6 +77,7 @@ def _counts(names: Sequence[str], files: Sequence[Sequence[Question]]) -> str:
     lines = [
         ["questions", *(f"{len(rows):,}" for rows in files)],
         ["passages", *(f"{len({passage_key(question) for question in rows}):,}" for rows in files)],
+        ["questions that stand there twice", *(f"{_num_doubled(rows):,}" for rows in files)],
         ["with <보기>", *(f"{sum(bool(question.question_plus) for question in rows):,}" for rows in files)],
         ["with a context", *(f"{sum(bool(question.context) for question in rows):,}" for rows in files)],
     ]
@@ -95,6 +96,13 @@ def _counts(names: Sequence[str], files: Sequence[Sequence[Question]]) -> str:
         for answer in range(1, size + 1)
     ]
     return f"\n{markdown_table(['', *names], lines + answers)}\n"
+
+
+def _num_doubled(rows: Sequence[Question]) -> int:
+    """Rows whose passage, question and choices another row above has, in whatever order of choices."""
+    return len(rows) - len(
+        {(passage_key(row), row.question, row.question_plus, frozenset(row.choices)) for row in rows}
+    )
 
 
 def _lengths(names: Sequence[str], files: Sequence[Sequence[Question]], encoder: Encoder) -> str:
@@ -120,7 +128,7 @@ def _duplicates(files: Sequence[tuple[Path, Sequence[Question]]]) -> str:
             lines.append([where, f"{len(pairs):,}"])
             best = sorted(pairs, key=lambda pair: (-pair.similarity, pair.id_a, pair.id_b))[:SHOWN]
             shown += [[where, pair.id_a, pair.id_b, f"{pair.similarity:.2f}"] for pair in best]
-    text = f"{markdown_table(['', 'pairs of questions'], lines)}\n"
+    text = f"{markdown_table(['', 'pairs of passages'], lines)}\n"
     if shown:
         text += f"\n{markdown_table(['', 'id', 'id', 'similarity'], shown, num_texts=3)}\n"
     return text

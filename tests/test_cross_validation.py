@@ -139,7 +139,7 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     report = ["--train", "train.csv", "more.csv", "--base", str(base_folder()), "--data-report", "--max-tokens", "200"]
     train.main([*report, "--test", "more.csv", "--oof", "oof.probs.csv"])
     out = capsys.readouterr().out
-    assert "| questions           |        18 |        6 |        6 |" in out
+    assert "| questions                        |        18 |        6 |        6 |" in out
     assert "1 of 18 given answers have an out-of-fold probability under 0.05." in out
     assert Path("reports/train.md").read_text() in out
     with Path("reports/train-suspicious.csv").open() as file:
