@@ -17,7 +17,7 @@ from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, read_json, read_run
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SAME_IN_ALL = ("base", "quantization", "score_by", "template", "max_tokens")
+_SAME_IN_ALL = ("base", "quantization", "score_by", "template", "max_tokens", "context_when")
 # Fields of PEFT's LoraConfig that do not change what an update is. Any other one that is on makes it something else than
 # scaling * B @ A on the given base (DoRA, a bias, ranks by pattern, PiSSA's changed base), so it must be off.
 _HARMLESS = frozenset(
@@ -125,6 +125,10 @@ def _keys(module: str) -> tuple[str, str]:
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
+def _setting(run: Run, name: str) -> Any:
+    return run.settings.get("context_when", "none") if name == "context_when" else getattr(run, name)
+
+
 def require_one_kind(members: Sequence[Member]) -> None:
     """Raises InputError unless the members' updates can be added: same base, weights, prompt and modules."""
     if len(members) < 2:
@@ -132,7 +136,8 @@ def require_one_kind(members: Sequence[Member]) -> None:
     first = members[0]
     for member in members[1:]:
         for name in _SAME_IN_ALL:
-            if (here := getattr(member.run, name)) != (there := getattr(first.run, name)):
+            here, there = (_setting(each.run, name) for each in (member, first))
+            if here != there:
                 raise InputError(
                     f"{member.folder}: its {name} is {here!r:.80}, that of {first.folder} {there!r:.80}; only runs with the same "
                     "can be averaged; blend their probabilities with ensemble.py"

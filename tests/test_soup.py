@@ -204,6 +204,7 @@ def test_run_json_tells_who_is_in_it_and_a_soup_of_a_soup_is_possible() -> None:
         ({"quantization": "nf4"}, "its quantization is 'nf4', that of checkpoints/a 'none'"),
         ({"score_by": "text"}, "its score_by is 'text'"),
         ({"template": {"system": "", "user": "{}"}}, "its template is"),
+        ({"settings": {"context_when": "all"}}, "its context_when is 'all', that of checkpoints/a 'none'"),
         ({"max_tokens": 512}, "its max_tokens is 512, that of checkpoints/a 2048"),
         ({"scale": 1.5}, "scales differ: 1 in checkpoints/a, 1.5 in checkpoints/b; name the soup's with --scale S"),
     ],
