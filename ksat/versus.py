@@ -9,9 +9,10 @@ import numpy as np
 
 from ksat.blending import Member, align_members
 from ksat.boards import Draws, ahead_again, draw_halves, pick_two, say_pick
+from ksat.comparison import mcnemar
 from ksat.errors import InputError
-from ksat.metrics import compute_metrics, format_table
-from ksat.predictions import is_competition_table, read_answers, read_probs
+from ksat.metrics import compute_metrics, format_table, paired_difference
+from ksat.predictions import is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
 from ksat.runs import write_atomic
 from ksat.standings import Judged, Pair, Row, compare_pairs, judge, ranking, recommend, uniform_row
@@ -121,6 +122,8 @@ def format_comparison(found: Comparison, *, pick: bool) -> str:
         parts.append(_breakdown(found))
     if found.pairs:
         parts.append(_pairs_table(found))
+        if len(found.judged.parts) > 1:
+            parts.append(_pairs_breakdown(found))
     parts.append(recommend(found.rows, found.pairs, found.uniform))
     if pick:
         names = [row.name for row in found.rows]
@@ -169,6 +172,25 @@ def _pairs_table(found: Comparison) -> str:
         "a coin. p: exact McNemar."
     )
     return f"{markdown_table(header, body, num_texts=2)}\n\n{note}"
+
+
+def _pairs_breakdown(found: Comparison) -> str:
+    """Differences by kind and number of choices, each with its interval and McNemar's p, uncorrected."""
+    names = [part for part in found.judged.parts if part != "all"]
+    rows = {row.name: row for row in found.rows}
+    body = []
+    for pair in found.pairs:
+        cells = []
+        for part in names:
+            chosen = list(found.judged.parts[part])
+            one, other = (rows[name].probs[chosen] for name in (pair.better, pair.worse))
+            answers, groups = found.judged.answers[chosen], [found.judged.groups[i] for i in chosen]
+            by = paired_difference(one, other, answers, groups).accuracy
+            test = mcnemar(predicted_answers(one) == answers, predicted_answers(other) == answers)
+            cells.append(f"{by.value:+.3f} [{by.low:+.3f}, {by.high:+.3f}] p {test.p_value:.2g}")
+        body.append([f"{pair.better} - {pair.worse}", *cells])
+    note = "p of the parts is not corrected for their number: of twenty such cells one is below 0.05 by chance."
+    return f"{markdown_table(['difference', *names], body)}\n\n{note}"
 
 
 def pair_records(found: Comparison) -> list[dict[str, Any]]:

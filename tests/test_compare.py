@@ -58,6 +58,8 @@ def test_three_runs_are_compared(here: Path, capsys: pytest.CaptureFixture[str])
     assert "reading (" in out or "knowledge (" in out
     assert "significantly better than poor-oof (McNemar with Holm's correction, p < 0.05)" in out
     assert "ahead again on 60" in out
+    assert "| good-oof - poor-oof  |" in out
+    assert "of twenty such cells one is below 0.05 by chance" in out
     assert "select good-oof and alike-oof: " in out
     folder = here / "comparisons/three"
     assert (folder / "comparison.md").read_text().count("significantly better") == 1
