@@ -91,7 +91,7 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
     probs, done = stem.with_name(f"{stem.name}.probs.csv"), stem.with_name(f"{stem.name}.done.json")
     key = {
         "candidate": candidate.name, "questions": file_sha256(settings.questions), "limit": settings.limit,
-        "flags": list(settings.flags), "train": settings.train and file_sha256(settings.train),
+        "flags": list(settings.flags), "train": settings.train and file_sha256(settings.train), "files": _files(candidate.base),
     }  # fmt: skip
     if not (_says(done, key) and probs.exists()):
         done.unlink(missing_ok=True)
@@ -102,6 +102,15 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
                 return Outcome(candidate, reason=reason)
         write_json(done, key)
     return Outcome(candidate, read_probs(probs), read_json(probs.with_suffix(".json")))
+
+
+def _files(base: str) -> list[list[Any]]:
+    """Name, size and time of a local base's files, so that another one in the same folder is not taken for it."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return []
+    found = ((path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return [[path.name, status.st_size, status.st_mtime_ns] for path, status in found]
 
 
 def _says(path: Path, key: dict[str, Any]) -> bool:

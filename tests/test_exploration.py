@@ -15,6 +15,7 @@ from tiny import base_folder, make_questions, read_probs, write_questions
 
 import explore
 import inference
+from ksat import exploration
 from ksat.errors import InputError, exit_code
 from ksat.exploration import Candidate, parse_candidates
 
@@ -92,6 +93,15 @@ def test_scores_are_those_of_inference_and_done_ones_are_kept(here: Path, capsys
     write_questions(Path("valid.csv"), make_questions(11, first=40))  # another file of that name: scored again
     explore.main(["--score", "valid.csv", "--bases", str(base_folder()), *CPU])
     assert len(read_probs(folder / f"{slug}.probs.csv")) == 11
+
+
+def test_another_base_in_the_same_folder_is_another_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = exploration._files(str(tmp_path))
+    assert exploration._files(str(tmp_path)) == before
+    (tmp_path / "config.json").write_text("{ }")
+    assert exploration._files(str(tmp_path)) != before
+    assert exploration._files("somebody/base") == []
 
 
 def test_killed_in_the_middle_it_goes_on(here: Path) -> None:
