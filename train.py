@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data report").add_argument
     add("--data-report", action="store_true", help="train nothing: say what is in the data, and write it to reports/")
     add(
-        "--test",
+        "--against",
         metavar="CSV",
         help="of the report: compare with this file as well (default: data/test.csv if it is there)",
     )
@@ -178,8 +178,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.data_report:
         _report_data(args, files)
         return
-    if args.test or args.oof:
-        raise InputError("--test and --oof are for --data-report; training takes neither")
+    if args.against or args.oof:
+        raise InputError("--against and --oof are for --data-report; training takes neither")
     if args.all:
         _train_all_folds(args, sys.argv[1:] if argv is None else argv, files)
         return
@@ -347,7 +347,7 @@ def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
     template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
     tokenizer = load_tokenizer(base, trust_remote_code=args.trust_remote_code)
     encoder = Encoder(tokenizer, template, score_by, max_tokens=args.max_tokens or DEFAULTS["max_tokens"])
-    test = Path(args.test) if args.test else DEFAULT_TEST if DEFAULT_TEST.exists() else None
+    test = Path(args.against) if args.against else DEFAULT_TEST if DEFAULT_TEST.exists() else None
     oof = Path(args.oof) if args.oof else None
     write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit)
 

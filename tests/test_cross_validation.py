@@ -114,7 +114,7 @@ def test_one_fold_and_rows_of_other_files_that_are_too_near(here: Path, capsys: 
         (["--folds", "3", "--fold", "0", "--valid-fraction", "0.1"], "held-out rows choose no epoch"),
         (["--folds", "3", "--fold", "0", "--patience", "2"], "held-out rows choose no epoch"),
         (["--folds", "40", "--all", "--run", "x"], "--folds 40: 18 questions on "),
-        (["--oof", "x.csv"], "--test and --oof are for --data-report"),
+        (["--oof", "x.csv"], "--against and --oof are for --data-report"),
     ],
 )
 def test_flags_that_do_not_go_together(here: Path, flags: list[str], match: str) -> None:
@@ -137,7 +137,7 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     write_probs(Path("oof.probs.csv"), Predictions(tuple(q.id for q in questions), np.array(rows)))
     report = ["--train", "train.csv", "more.csv", "--base", str(base_folder()), "--data-report", "--max-tokens", "200"]
-    train.main([*report, "--test", "more.csv", "--oof", "oof.probs.csv"])
+    train.main([*report, "--against", "more.csv", "--oof", "oof.probs.csv"])
     out = capsys.readouterr().out
     assert "| questions                        |        18 |        6 |        6 |" in out
     assert "1 of 18 given answers have an out-of-fold probability under 0.05." in out

@@ -78,7 +78,8 @@ def test_a_run_leaves_exactly_these_files(here: Path) -> None:
         folder = Path("checkpoints", run, "adapter")
         assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
     names = [f"{name}{ending}" for name in ("full", "small") for ending in (".probs.csv", ".probs.json", ".csv")]
-    assert {path.name for path in Path("submissions").iterdir()} == {*names, "blend.probs.csv", "blend.csv"}
+    blended = {f"blend{ending}" for ending in (".probs.csv", ".probs.json", ".csv")}
+    assert {path.name for path in Path("submissions").iterdir()} == {*names, *blended}
 
 
 @pytest.mark.parametrize(("run", "score_by", "quantization"), [("full", "label", "none"), ("small", "text", "nf4")])
