@@ -19,7 +19,8 @@ SAME_JACCARD = (
 )
 SAME_CONTAINED = 0.6  # of the shorter one's 5-grams, in an excerpt; unrelated ones share 0.1 at the most
 FEWEST_CHARACTERS = 80  # of an excerpt; a shorter one may be a phrase that many texts have
-_CANDIDATE = 0.35  # of the shorter one; below both, so that an estimate that is off loses no pair
+# Of the shorter one; far below both, since an estimate is off: 0.35 lost 15 of 414 excerpts with a word in 12 or 25 changed.
+_CANDIDATE = 0.2
 _NUM_HASHES = 256
 
 
@@ -69,9 +70,7 @@ def near_duplicate_pairs(a: Sequence[Question], b: Sequence[Question] | None = N
     documents = _documents(a)
     others = documents if b is None else _documents(b)
     found = {
-        DuplicatePair(firsts_a[key], firsts_b[other], similarity)
-        for key, other, similarity in _near(documents, others)
-        if b is not None or key < other
+        DuplicatePair(firsts_a[key], firsts_b[other], similarity) for key, other, similarity in _near(documents, others)
     }
     if b is not None:
         found |= {DuplicatePair(firsts_a[key], firsts_b[key], 1.0) for key in documents.keys() & others.keys()}
@@ -113,11 +112,12 @@ def _near(a: dict[str, frozenset[str]], b: dict[str, frozenset[str]]) -> list[tu
             break
         if not asked or not indexed:
             return []
-        index = MinHashLSHEnsemble(threshold=_CANDIDATE, num_perm=_NUM_HASHES, num_part=16)
+        index = MinHashLSHEnsemble(threshold=_CANDIDATE, num_perm=_NUM_HASHES, num_part=4)
         index.index((key, indexed_hashes[key], len(indexed[key])) for key in sorted(indexed))
         for key in sorted(asked):
             for other in index.query(asked_hashes[key], len(asked[key])):
-                pair = (other, key) if turned else (key, other)
+                # An excerpt finds its whole, but not the other way round: inside a file the pair has no direction.
+                pair = (other, key) if turned or (a is b and other < key) else (key, other)
                 if key != other and pair not in found:
                     similarity = _similarity(a[pair[0]], b[pair[1]])
                     if similarity is not None:
