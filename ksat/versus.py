@@ -102,8 +102,8 @@ def _with_sizes(judged: Judged) -> Judged:
     """The parts by kind and by number of choices; the halves A and B are left to the draws."""
     sizes = np.array([question.num_choices for question in judged.questions])
     by_size = {f"{size} choices": np.flatnonzero(sizes == size).tolist() for size in sorted(set(sizes.tolist()))}
-    kept = {part: rows for part, rows in judged.parts.items() if part not in ("A", "B")}
-    return replace(judged, parts={**kept, **(by_size if len(by_size) > 1 else {})})
+    parts = {part: rows for part, rows in judged.parts.items() if part not in ("A", "B")} | by_size
+    return replace(judged, parts={p: rows for p, rows in parts.items() if p == "all" or len(rows) < len(sizes)})
 
 
 def _row(name: str, table: Any, judged: Judged) -> Row:
