@@ -8,6 +8,7 @@ python explore.py --score data/valid.csv --bases a,b --finetune --train data/tra
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--train", metavar="CSV", help="what --finetune trains on (default: data/train.csv, else the samples)")
     add("--leaderboard", metavar="CSV", help="scores that you know, base,public,private: shown beside ours")
     add("--out", metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
+    add("--overwrite", action="store_true", help="replace what was made of other questions, flags or versions there")
     add_engine_flags(parser)
     return parser
 
@@ -61,36 +63,41 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError(f"--{name} is for the fit table; leave it out, or leave --score out")
         _score(args)
         return
-    for name in ("answers", "limit", "finetune", "train", "leaderboard", "out"):
+    for name in ("answers", "limit", "finetune", "train", "leaderboard", "out", "overwrite"):
         if getattr(args, name):
             raise InputError(f"--{name} needs --score CSV: it is about scoring bases")
     _fit(args)
 
 
 def _fit(args: argparse.Namespace) -> None:
+    from ksat.exploration import parse_candidates
     from ksat.fit import RANK, explain, find_fit, fit_all, fit_table
 
+    if args.offload_embedding:
+        raise InputError("--offload-embedding: the table names it where it helps; leave it out")
+    if args.explain and args.bases:
+        raise InputError("--explain BASE is about one base; leave --bases out")
     device, rank = _card(args), args.rank or RANK
     if args.explain:
         print(explain(_find_or_read(args.explain, args), device, rank=rank))
         return
     if args.bases:
-        bases = [_find_or_read(name.strip(), args) for name in args.bases.split(",")]
+        bases = [_find_or_read(candidate.base, args) for candidate in parse_candidates(args.bases)]
         fits = [find_fit(base, device, rank=rank) for base in sorted(bases, key=lambda base: -base.num_parameters)]
     else:
         fits = fit_all(device, rank=rank)
     print(
         f"{device.name}, {device.memory_gib:.1f} GiB; QLoRA of rank {rank}; GiB at the peak, gaps between allocations included\n"
     )
-    print(fit_table(fits, device, rank=rank))
+    print(fit_table(fits, device, rank=rank, which="these bases" if args.bases else "the known bases"))
 
 
 def _card(args: argparse.Namespace) -> Device:
-    if args.gpu:
-        return GPUS[args.gpu]
-    device = find_device("auto")
+    device = GPUS[args.gpu] if args.gpu else find_device("auto")
     if device.kind == "cpu":
         raise InputError(f"no GPU on this machine; name the card to plan for: --gpu {'|'.join(GPUS)}")
+    if args.gpu_memory:
+        return replace(device, memory_gib=min(device.memory_gib, args.gpu_memory / 2**30))
     return device
 
 
@@ -101,7 +108,9 @@ def _find_or_read(name: str, args: argparse.Namespace) -> "KnownBase":
 
 
 def _score(args: argparse.Namespace) -> None:
-    from ksat.exploration import parse_candidates, run_candidate
+    from filelock import FileLock, Timeout
+
+    from ksat.exploration import parse_candidates, require_same, run_candidate
     from ksat.predictions import read_answers
     from ksat.questions import read_questions
     from ksat.standings import judge, make_row, read_leaderboard
@@ -115,9 +124,24 @@ def _score(args: argparse.Namespace) -> None:
     board = read_leaderboard(Path(args.leaderboard)) if args.leaderboard else {}
     if settings.train is not None:
         _require_apart(settings, questions)
+    names = {name for candidate in candidates for name in (candidate.name, candidate.base)}
+    if unknown := sorted(set(board) - names):
+        raise InputError(
+            f"--leaderboard {args.leaderboard}: {unknown[0]!r} is none of --bases; correct its name, or leave it out"
+        )
+    if settings.folder.exists() and not settings.folder.is_dir():
+        raise InputError(f"{settings.folder} is a file; choose another --out")
     settings.folder.mkdir(parents=True, exist_ok=True)
-    rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
-    _report(args, settings, rows, judged)
+    try:
+        with FileLock(settings.folder / ".lock", timeout=0):
+            for candidate in candidates:
+                require_same(candidate, settings)
+            rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
+            _report(args, settings, rows, judged)
+    except Timeout as error:
+        raise InputError(
+            f"{settings.folder}: another exploration is at work there; wait for it, or choose another --out"
+        ) from error
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -131,7 +155,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
     name = args.out or Path(args.score).stem + ("-tuned" if args.finetune else "")
     if "/" in name or name in (".", ".."):
         raise InputError(f"--out {name}: expected a name; the folder is explorations/<name>")
-    return Settings(Path(args.score), EXPLORATIONS / name, tuple(given_engine_flags(args)), args.limit, train)
+    flags, device = tuple(given_engine_flags(args)), find_device(args.device).name
+    return Settings(Path(args.score), EXPLORATIONS / name, flags, args.limit, train, device, args.overwrite)
 
 
 def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
@@ -177,6 +202,7 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     title = f"{len(judged.questions)} questions of {settings.questions.name}, {'fine-tuned' if settings.train else 'untuned'}"
     write_text(settings.folder / "exploration.md", f"# {title}\n\n{text}\n")
     written = ["exploration.csv", "exploration.md"]
+    (settings.folder / "exploration.png").unlink(missing_ok=True)  # an older one would not be of these rows
     if ranking(rows):
         _draw(args, settings, rows, uniform, title)
         written.append("exploration.png")

@@ -162,6 +162,11 @@ KNOWN_BASES = (
 )  # fmt: skip
 
 
+_UNGATED = frozenset(
+    ["phi", "starcoder2", "gpt_neox", "gptj", "falcon", "opt", "bloom", "codegen", "nemotron", "persimmon"]
+)
+
+
 def find_base(name: str) -> KnownBase | None:
     """The known base of this name, None if there is none."""
     return next((base for base in KNOWN_BASES if base.name == name), None)
@@ -178,9 +183,17 @@ def read_base(name: str, *, trust_remote_code: bool = False) -> KnownBase:
 
     config = load_config(name, trust_remote_code=trust_remote_code)
     text_config = config.get_text_config()
+    experts = [n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(text_config, n, None)]
+    if experts or text_config.model_type in _UNGATED:
+        what = "a mixture of experts" if experts else "a decoder without gated MLPs"
+        raise InputError(
+            f"--bases {name}: {what} ({text_config.model_type}), whose size is not counted; expected gated MLPs"
+        )
     try:
         shape = ModelShape.from_config(config)
-    except (AttributeError, TypeError) as error:
+        if min(shape.hidden, shape.intermediate, shape.num_layers, shape.kv_dim, shape.vocab) < 1:
+            raise ValueError("a size below 1")
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(
             f"--bases {name}: its config (model type {text_config.model_type!r}) lacks what a shape is made of ({error}); expected "
             "a decoder with gated MLPs"

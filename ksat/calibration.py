@@ -189,6 +189,9 @@ def draw_reliability(path: Path, curves: Sequence[tuple[str, Sequence[Reliabilit
     matplotlib.use("Agg")  # no display
     import matplotlib.pyplot as plt
 
+    from ksat.picture import use_fonts
+
+    use_fonts()
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(WIDTH, HEIGHT), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [3, 1]}
     )

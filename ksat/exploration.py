@@ -5,6 +5,7 @@ command goes on where it was stopped.
 """
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from ksat.children import run_script
 from ksat.errors import InputError
 from ksat.predictions import Predictions, read_probs
-from ksat.runs import file_sha256, read_json, write_json
+from ksat.prompts import DEFAULT_TEMPLATES
+from ksat.runs import Journal, file_sha256, library_versions, read_json, write_json
 
 CHECKPOINTS = Path("checkpoints")  # where train.py puts its runs
 
@@ -37,8 +39,8 @@ class Candidate:
 
     @property
     def slug(self) -> str:
-        """A file's name."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")
+        """A file's name; letters of any script are kept."""
+        return re.sub(r"[^\w.-]+", "-", self.name).strip("-.") or "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Settings:
         flags: of inference.py (and train.py), how to compute.
         limit: score the first so many questions; None for all.
         train: CSV to fine-tune each candidate on first; None scores them untuned.
+        device: name of what computes, since rows of two devices are not mixed.
+        overwrite: replace what was made of other questions, flags, bases or versions.
     """
 
     questions: Path
@@ -68,40 +72,115 @@ class Settings:
     flags: tuple[str, ...] = ()
     limit: int | None = None
     train: Path | None = None
+    device: str = ""
+    overwrite: bool = False
 
 
 def parse_candidates(text: str) -> list[Candidate]:
     """The candidates of --bases.
 
     Raises:
-        InputError: an empty name, or one that stands there twice.
+        InputError: an empty name, or two that would be written to the same files.
     """
     candidates = [Candidate.parse(part) for part in text.split(",")]
     if any(not candidate.base for candidate in candidates):
         raise InputError(f"--bases {text!r}: an empty name; expected bases with commas between them")
     slugs = [candidate.slug for candidate in candidates]
-    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
-        raise InputError(f"--bases: {', '.join(twice)} is named twice; leave one out")
+    if twice := [candidate.name for candidate in candidates if slugs.count(candidate.slug) > 1]:
+        raise InputError(
+            f"--bases: {' and '.join(twice)} are the same, or would be written to the same files; leave one out"
+        )
     return candidates
 
 
+def require_same(candidate: Candidate, settings: Settings) -> None:
+    """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that is
+    dropped instead, an interrupted scoring's journal and the trained run included."""
+    paths = _Paths(candidate, settings)
+    scored, trained = _read(paths.scoring), _read(paths.training)
+    other_scores = scored is not None and {**scored, "adapter": None} != _score_key(candidate, settings, None)
+    other_run = settings.train is not None and (
+        trained != _train_key(candidate, settings) if trained is not None else paths.run.exists()
+    )
+    if (other_scores or other_run) and not settings.overwrite:
+        raise InputError(
+            f"--out {settings.folder.name}: {candidate.name} was {'trained' if other_run else 'scored'} there with other questions, flags, "
+            "files, versions or on another device; choose another --out, or --overwrite"
+        )
+    if other_run:
+        shutil.rmtree(paths.run, ignore_errors=True)
+        paths.training.unlink(missing_ok=True)
+    if other_scores:
+        Journal.remove(paths.journal)
+        for path in (paths.done, paths.scoring):
+            path.unlink(missing_ok=True)
+
+
 def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
-    """Scores a candidate by inference.py, after train.py where that is asked for; takes what is done from its files."""
-    stem = settings.folder / candidate.slug
-    probs, done = stem.with_name(f"{stem.name}.probs.csv"), stem.with_name(f"{stem.name}.done.json")
-    key = {
-        "candidate": candidate.name, "questions": file_sha256(settings.questions), "limit": settings.limit,
-        "flags": list(settings.flags), "train": settings.train and file_sha256(settings.train), "files": _files(candidate.base),
-    }  # fmt: skip
-    if not (_says(done, key) and probs.exists()):
-        done.unlink(missing_ok=True)
-        log = stem.with_name(f"{stem.name}.log")
-        log.unlink(missing_ok=True)
-        for command in [*_training(candidate, settings, stem, key), _scoring(candidate, settings, stem)]:
-            if reason := run_script(command, log):
+    """Scores a candidate by inference.py, after train.py where that is asked for; takes what is done from its files.
+
+    Call require_same for every candidate first.
+    """
+    paths = _Paths(candidate, settings)
+    paths.log.unlink(missing_ok=True)
+    adapter, trained_gib = None, 0.0
+    if settings.train is not None:
+        for command in _training(candidate, settings, paths):
+            if reason := run_script(command, paths.log):
                 return Outcome(candidate, reason=reason)
-        write_json(done, key)
-    return Outcome(candidate, read_probs(probs), read_json(probs.with_suffix(".json")))
+        adapter = read_json(paths.run / "run.json")["adapter_sha256"]
+        trained_gib = float(read_json(paths.run / "metrics.json")["peak_memory_gib"])
+    key = _score_key(candidate, settings, adapter)
+    if _read(paths.scoring) != key:
+        Journal.remove(paths.journal)  # of another adapter
+        paths.done.unlink(missing_ok=True)
+        write_json(paths.scoring, key)
+    if not (_read(paths.done) == key and paths.probs.exists() and paths.report.exists()):
+        if reason := run_script(_scoring(candidate, settings, paths), paths.log):
+            return Outcome(candidate, reason=reason)
+        write_json(paths.done, key)
+    report = read_json(paths.report)
+    if report["test_sha256"] != key["questions"]:
+        return Outcome(
+            candidate,
+            reason=f"{settings.questions} changed while it was scored; run the same command again with --overwrite",
+        )
+    peak = max(report["peak_memory_gib"], trained_gib)
+    return Outcome(candidate, read_probs(paths.probs), {**report, "peak_memory_gib": peak})
+
+
+class _Paths:
+    """Where a candidate's files lie: results beside each other in the exploration's folder, its run with the others."""
+
+    def __init__(self, candidate: Candidate, settings: Settings) -> None:
+        self.stem = settings.folder / candidate.slug
+        names = ("probs.csv", "probs.json", "done.json", "scoring.json", "training.json", "log")
+        self.probs, self.report, self.done, self.scoring, self.training, self.log = (
+            self.stem.with_name(f"{self.stem.name}.{name}") for name in names
+        )
+        self.journal = self.probs.with_name(f".{self.probs.name}.partial")
+        self.run = CHECKPOINTS / f"explore-{settings.folder.name}@{candidate.slug}"  # no slug has an @
+
+
+def _common_key(candidate: Candidate, settings: Settings) -> dict[str, Any]:
+    versions = {
+        name: version for name, version in library_versions().items() if name in ("torch", "transformers", "peft")
+    }
+    return {
+        "candidate": candidate.name, "files": _files(candidate.base), "flags": list(settings.flags), "device": settings.device,
+        "wording": {name: template.to_dict() for name, template in DEFAULT_TEMPLATES.items()}, "versions": versions,
+    }  # fmt: skip
+
+
+def _train_key(candidate: Candidate, settings: Settings) -> dict[str, Any]:
+    """What a trained run depends on."""
+    return {**_common_key(candidate, settings), "train": settings.train and file_sha256(settings.train)}
+
+
+def _score_key(candidate: Candidate, settings: Settings, adapter: str | None) -> dict[str, Any]:
+    """What scores depend on."""
+    about = {"questions": file_sha256(settings.questions), "limit": settings.limit, "adapter": adapter}
+    return {**_common_key(candidate, settings), **about, "trains": settings.train is not None}
 
 
 def _files(base: str) -> list[list[Any]]:
@@ -113,8 +192,12 @@ def _files(base: str) -> list[list[Any]]:
     return [[path.name, status.st_size, status.st_mtime_ns] for path, status in found]
 
 
-def _says(path: Path, key: dict[str, Any]) -> bool:
-    return path.exists() and read_json(path) == key
+def _read(path: Path) -> dict[str, Any] | None:
+    """A mark, None if there is none or it was cut."""
+    try:
+        return read_json(path)
+    except InputError:
+        return None
 
 
 def _base_flags(candidate: Candidate) -> list[str]:
@@ -124,31 +207,31 @@ def _base_flags(candidate: Candidate) -> list[str]:
     return flags
 
 
-def _run_folder(candidate: Candidate, settings: Settings) -> Path:
-    return CHECKPOINTS / f"explore-{settings.folder.name}-{candidate.slug}"
-
-
-def _training(candidate: Candidate, settings: Settings, stem: Path, key: dict[str, Any]) -> list[list[str]]:
-    """The command that trains the candidate: none if it is untuned or trained already, one that resumes if it was cut off."""
-    if settings.train is None:
+def _training(candidate: Candidate, settings: Settings, paths: _Paths) -> list[list[str]]:
+    """The command that trains the candidate: none if it is trained already, one that resumes if it was cut off."""
+    command = ["train.py", "--run", paths.run.name]
+    if (paths.run / "run.json").exists():
         return []
-    folder, begun = _run_folder(candidate, settings), stem.with_name(f"{stem.name}.begun.json")
-    command = ["train.py", "--run", folder.name]
-    if not _says(begun, key):
-        write_json(begun, key)
-        overwrite = ["--overwrite"] if folder.exists() else []
-        return [[*command, "--train", str(settings.train), *_base_flags(candidate), *overwrite, *settings.flags]]
-    if (folder / "run.json").exists():
-        return []
-    if (folder / "settings.json").exists():
+    if (paths.run / "settings.json").exists():
         return [[*command, "--resume", *settings.flags]]
+    write_json(
+        paths.training, _train_key(candidate, settings)
+    )  # no run of another key is there: require_same saw to that
     return [[*command, "--train", str(settings.train), *_base_flags(candidate), "--overwrite", *settings.flags]]
 
 
-def _scoring(candidate: Candidate, settings: Settings, stem: Path) -> list[str]:
-    command = ["inference.py", "--test", str(settings.questions), "--out", str(stem), "--overwrite", *settings.flags]
+def _scoring(candidate: Candidate, settings: Settings, paths: _Paths) -> list[str]:
+    command = [
+        "inference.py",
+        "--test",
+        str(settings.questions),
+        "--out",
+        str(paths.stem),
+        "--overwrite",
+        *settings.flags,
+    ]
     if settings.limit:
         command += ["--limit", str(settings.limit)]
     if settings.train is None:
         return [*command, *_base_flags(candidate)]
-    return [*command, "--ckpt", str(_run_folder(candidate, settings))]
+    return [*command, "--ckpt", str(paths.run)]

@@ -109,8 +109,8 @@ def fit_all(device: Device, *, rank: int = RANK) -> list[Fit]:
     return [find_fit(base, device, rank=rank) for base in sorted(KNOWN_BASES, key=lambda base: -base.num_parameters)]
 
 
-def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK) -> str:
-    """The table of all bases, `->` before the largest that trains at the usual length, and what that choice means below."""
+def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK, which: str = "the known bases") -> str:
+    """The table of the bases, `which` in words, `->` before the largest that trains at the usual length, and what that choice means below."""
     header = [
         "base",
         "verdict",
@@ -135,13 +135,17 @@ def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK) -> str:
         ]
         for fit in fits
     ]
-    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device, rank)])
+    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device, rank, which)])
 
 
-def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int) -> str:
+def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int, which: str) -> str:
     if marked is None:
-        return f"No known base trains at {TYPICAL_TOKENS:,} tokens in the {device.memory_gib:.1f} GiB of {device.name}."
-    lines = [f"{marked.base.name} is the largest known base that trains at {TYPICAL_TOKENS:,} tokens on {device.name}."]
+        smallest = fits[-1].base
+        return (
+            f"None of {which} trains at {TYPICAL_TOKENS:,} tokens in the {device.memory_gib:.1f} GiB of {device.name}; the smallest, "
+            f"{smallest.name}, is {shortfall(smallest, device, rank=rank)}."
+        )
+    lines = [f"{marked.base.name} is the largest of {which} that trains at {TYPICAL_TOKENS:,} tokens on {device.name}."]
     above = fits[: fits.index(marked)]
     if above:
         lines.append(f"The next, {above[-1].base.name}, is {shortfall(above[-1].base, device, rank=rank)}.")

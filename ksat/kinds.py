@@ -12,8 +12,8 @@ Kind = Literal["reading", "knowledge"]
 
 # Names of sources in the competition's files and in ours.
 _SOURCES = {
-    "reading": re.compile(r"klue|mrc|belebele|hellaswag|국어|독서|문학", re.IGNORECASE),
-    "knowledge": re.compile(r"mmlu|사회|한국사|역사|지리|경제|정치|윤리|법", re.IGNORECASE),
+    "reading": re.compile(r"klue|mrc|belebele|hellaswag|국어|독서|문학|화법|작문|문법|언어와 매체", re.IGNORECASE),
+    "knowledge": re.compile(r"mmlu|사회|한국사|역사|지리|경제|정치|윤리|(?<![화문])법", re.IGNORECASE),
 }
 # The text is asked about itself ...
 _ABOUT_THE_TEXT = re.compile(

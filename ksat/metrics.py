@@ -218,7 +218,8 @@ def wilson_interval(share: float, num_rows: int) -> tuple[float, float]:
     z2 = _NORMAL_QUANTILE**2
     middle = (share + z2 / (2 * num_rows)) / (1 + z2 / num_rows)
     half = _NORMAL_QUANTILE / (1 + z2 / num_rows) * np.sqrt(share * (1 - share) / num_rows + z2 / (4 * num_rows**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    # The share itself is in it: for 0 and 1 rounding may leave it out by the last bit.
+    return min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half)))
 
 
 def fit_scale(log_scores: FloatArray, answer_index: IntArray) -> float:

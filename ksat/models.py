@@ -208,7 +208,9 @@ def _odd_fields() -> Iterator[None]:
     """Fields that are missing or of another type make transformers raise whatever comes of that."""
     try:
         yield
-    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+    except (OSError, ValueError, RuntimeError):
+        raise
+    except Exception as error:
         raise ValueError(f"its config.json: {type(error).__name__}: {_first_line(error)}") from error
 
 

@@ -28,6 +28,7 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     matplotlib.use("Agg")  # no display
     import matplotlib.pyplot as plt
 
+    use_fonts()
     figure, axes = plt.subplots(figsize=(WIDTH, HEIGHT), layout="constrained")
     xs = [row.peak_gib or 0.0 for row in rows]
     accuracies = [row.metrics["all"].accuracy for row in rows]
@@ -55,6 +56,24 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     _label(axes, [row.name.rsplit("/", 1)[-1] for row in rows], xs, ys, below, above, limit_gib)
     write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
     plt.close(figure)
+
+
+def use_fonts() -> None:
+    """Lets matplotlib write Hangul where a font that has it is installed; DejaVu Sans, its own, has none."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    wanted = (
+        "Noto Sans CJK KR",
+        "Noto Sans KR",
+        "NanumGothic",
+        "Malgun Gothic",
+        "AppleGothic",
+        "UnDotum",
+        "Baekmuk Gulim",
+    )
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(name for name in wanted if name in there)]
 
 
 def _label(

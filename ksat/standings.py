@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ksat.comparison import McNemar, holm, mcnemar
-from ksat.errors import InputError
+from ksat.errors import InputError, bad_rows
 from ksat.exploration import Outcome
 from ksat.kinds import find_kind
 from ksat.metrics import Estimate, Metrics, compute_metrics, paired_difference, random_baseline
@@ -77,6 +77,9 @@ def judge(questions: Sequence[Question], answers: Mapping[str, int]) -> Judged:
         InputError: fewer than two passages have answers.
     """
     chosen = tuple(question for question in questions if question.id in answers)
+    pairs = [(question, answers[question.id]) for question in chosen]
+    if bad := [(q.id, f"{answer} of {q.num_choices}") for q, answer in pairs if not 1 <= answer <= q.num_choices]:
+        raise bad_rows("the answers", "lie beyond their question's choices", bad, "are they to the same questions?")
     groups = tuple(map(passage_key, chosen))
     if len(set(groups)) < 2:
         raise InputError(
@@ -142,6 +145,9 @@ def read_leaderboard(path: Path) -> dict[str, tuple[float | None, float | None]]
             )
         return float(cell)
 
+    names = [str(name).strip() for name in table["base"]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path}: base {twice[0]!r} stands there twice; keep one row")
     return {str(table["base"][i]).strip(): (share(i, "public"), share(i, "private")) for i in range(len(table))}
 
 

@@ -12,6 +12,7 @@ from ksat.boards import Draws, ahead_again, draw_halves, pick_two, say_pick
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
 from ksat.metrics import compute_metrics, format_table, paired_difference
+from ksat.picture import use_fonts
 from ksat.predictions import is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
 from ksat.runs import write_atomic
@@ -214,6 +215,7 @@ def draw_comparison(path: Path, found: Comparison) -> None:
     matplotlib.use("Agg")  # no display
     import matplotlib.pyplot as plt
 
+    use_fonts()
     pairs = found.pairs or ()
     heights = [len(found.rows) + 1, max(1, len(pairs)) + 1]
     figure, (top, bottom) = plt.subplots(

@@ -1,12 +1,16 @@
 """The known bases: counts are sums over shapes, shapes are what transformers builds, figures are the team's."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import base_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ksat.bases import KNOWN_BASES, KnownBase, find_base
+from ksat.bases import KNOWN_BASES, KnownBase, find_base, read_base
+from ksat.errors import InputError
 from ksat.memory import ModelShape
 
 TEN = KNOWN_BASES[:10]
@@ -53,6 +57,22 @@ def test_the_ten_come_first_with_what_the_team_reported() -> None:
     assert sum(base.kowiki for base in TEN) == 3
     assert sum(base.public or 0.0 for base in TEN) == pytest.approx(6.5783)  # of the mission's table
     assert sum(base.private or 0.0 for base in TEN) == pytest.approx(6.2482)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"model_type": "qwen3_moe", "num_experts": 8}, "a mixture of experts"),
+        ({"model_type": "starcoder2"}, "a decoder without gated MLPs"),
+        ({"num_hidden_layers": -3}, "a size below 1|can't be loaded"),
+        ({"num_attention_heads": 0}, "lacks what a shape is made of|can't be loaded"),
+        ({"hidden_size": "a"}, "can't be loaded"),
+    ],
+)
+def test_configs_of_which_no_shape_follows(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((base_folder() / "config.json").read_text()) | changed))
+    with pytest.raises(InputError, match=match):
+        read_base(str(tmp_path))
 
 
 def test_bases_are_found_by_their_name_and_named_once() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import inference
 from ksat import exploration
 from ksat.errors import InputError, exit_code
 from ksat.exploration import Candidate, parse_candidates
+from ksat.questions import read_questions
 
 ROOT = Path(__file__).parent.parent
 CPU = ["--device", "cpu", "--engine", "transformers"]
@@ -55,8 +57,10 @@ def test_candidates_are_named_and_filed() -> None:
     assert Candidate.parse("folder:8bit") == Candidate("folder:8bit")
     with pytest.raises(InputError, match="an empty name"):
         parse_candidates("a,,b")
-    with pytest.raises(InputError, match="a-b is named twice"):
-        parse_candidates("a/b,a/b")
+    assert Candidate("모델/한글").slug == "모델-한글"
+    for text in ("a/b,a/b", "a/b,a-b"):
+        with pytest.raises(InputError, match="are the same, or would be written to the same files"):
+            parse_candidates(text)
 
 
 def test_scores_are_those_of_inference_and_done_ones_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +94,14 @@ def test_scores_are_those_of_inference_and_done_ones_are_kept(here: Path, capsys
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.probs.csv")} == before
     assert records("valid")[f"{base_folder('llama')}:nf4"]["public"] == ""
 
-    write_questions(Path("valid.csv"), make_questions(11, first=40))  # another file of that name: scored again
-    explore.main(["--score", "valid.csv", "--bases", str(base_folder()), *CPU])
+    write_questions(Path("valid.csv"), make_questions(11, first=40))  # another file of that name
+    again = ["--score", "valid.csv", "--bases", str(base_folder()), *CPU]
+    with pytest.raises(
+        InputError, match="was scored there with other questions, .* choose another --out, or --overwrite"
+    ):
+        explore.main(again)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.probs.csv")} == before
+    explore.main([*again, "--overwrite"])
     assert len(read_probs(folder / f"{slug}.probs.csv")) == 11
 
 
@@ -142,7 +152,7 @@ def test_each_base_is_trained_first(here: Path) -> None:
     command = ["--score", "apart.csv", "--bases", str(base_folder()), "--finetune", "--train", "train.csv", *CPU]
     explore.main(command)
     slug = Candidate(str(base_folder())).slug
-    run = Path(f"checkpoints/explore-apart-tuned-{slug}")
+    run = Path(f"checkpoints/explore-apart-tuned@{slug}")
     assert (run / "run.json").exists()
     tuned = read_probs(Path(f"explorations/apart-tuned/{slug}.probs.csv"))
     inference.main(["--ckpt", str(run), "--test", "apart.csv", "--out", "out/tuned", *CPU])
@@ -152,6 +162,20 @@ def test_each_base_is_trained_first(here: Path) -> None:
     before = (run / "run.json").stat().st_mtime_ns
     explore.main(command)
     assert (run / "run.json").stat().st_mtime_ns == before
+    # Other questions are scored by the same run; other training data are another run, and an older one is never taken for it.
+    write_questions(Path("apart.csv"), make_questions(5, first=40))
+    with pytest.raises(InputError, match="was scored there with other questions"):
+        explore.main(command)
+    candidate = Candidate(str(base_folder()))
+    other = exploration.Settings(
+        Path("apart.csv"), Path("explorations/apart-tuned"), tuple(CPU), None, Path("valid.csv"), "x"
+    )
+    with pytest.raises(InputError, match="was trained there with other questions"):
+        exploration.require_same(candidate, other)
+    assert run.exists()
+    exploration.require_same(candidate, replace(other, overwrite=True))
+    assert not run.exists()
+    assert not Path(f"explorations/apart-tuned/{slug}.done.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -169,11 +193,22 @@ def test_each_base_is_trained_first(here: Path) -> None:
         ),
         (["--score", "valid.csv", "--bases", "a", "--leaderboard", "wrong.csv"], "has public '71'; expected a share"),
         (["--finetune"], "--finetune needs --score"),
+        (["--overwrite"], "--overwrite needs --score"),
+        (["--gpu", "t4", "--offload-embedding"], "--offload-embedding: the table names it where it helps"),
+        (["--gpu", "t4", "--bases", "a", "--explain", "b"], "--explain BASE is about one base"),
+        (["--gpu", "t4", "--bases", ","], "an empty name"),
+        (
+            ["--score", "valid.csv", "--bases", "a", "--leaderboard", "board.csv"],
+            "is none of --bases; correct its name",
+        ),
+        (["--score", "valid.csv", "--bases", "a", "--answers", "beyond.csv"], "lie beyond their question's choices"),
     ],
 )
 def test_bad_flags_are_refused_before_any_work(here: Path, flags: list[str], match: str) -> None:
     write_questions(Path("test.csv"), make_questions(3), labelled=False)
     Path("wrong.csv").write_text("base,public,private\na,71,\n")
+    rows = [f"{question.id},{5 if question.num_choices == 4 else 1}" for question in read_questions("valid.csv")]
+    Path("beyond.csv").write_text("\n".join(["id,answer", *rows]) + "\n")
     with pytest.raises(InputError, match=match):
         explore.main(flags)
     assert not Path("explorations/a").exists()
@@ -185,8 +220,10 @@ def test_the_fit_table_from_the_command_line(here: Path, capsys: pytest.CaptureF
     assert "| -> unsloth/Qwen2.5-32B-Instruct-bnb-4bit " in out
     explore.main(["--gpu", "t4", "--explain", "Qwen/Qwen3-8B", "--rank", "16"])
     assert "parameters of rank 16" in capsys.readouterr().out
-    explore.main(["--gpu", "t4", "--bases", f"{base_folder()},Qwen/Qwen3-8B"])
+    explore.main(["--gpu", "h100", "--gpu-memory", "12GiB", "--bases", f"{base_folder()},Qwen/Qwen3-8B"])
     out = capsys.readouterr().out
+    assert "H100 80 GB, 12.0 GiB" in out
+    assert "Qwen/Qwen3-8B is the largest of these bases that trains" in out
     assert f"{base_folder()} " in out
     assert "Qwen3-14B" not in out
 

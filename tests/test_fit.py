@@ -72,7 +72,9 @@ def test_the_table_marks_the_largest_and_says_why_not_the_next() -> None:
     largest = next(fit for fit in fits if fit.trains)
     assert len(marked) == 1
     assert largest.base.name in marked[0]
-    assert f"{largest.base.name} is the largest known base that trains at 2,048 tokens on {CARD_24.name}." in lines
+    assert (
+        f"{largest.base.name} is the largest of the known bases that trains at 2,048 tokens on {CARD_24.name}." in lines
+    )
     following = fits[fits.index(largest) - 1]
     assert any(line.startswith(f"The next, {following.base.name}, is short by ") for line in lines)
     helped = next(line for line in lines if line.startswith("The largest that can be made to fit, "))
@@ -83,7 +85,7 @@ def test_the_table_marks_the_largest_and_says_why_not_the_next() -> None:
 def test_a_table_without_a_base_that_fits() -> None:
     tiny = Device("cuda", "tiny", (8, 6), 1.0)
     text = fit_table(fit_all(tiny), tiny)
-    assert "No known base trains at 2,048 tokens in the 1.0 GiB of tiny." in text
+    assert "None of the known bases trains at 2,048 tokens in the 1.0 GiB of tiny; the smallest, " in text
     assert "->" not in text
     assert "too large" in text
 

@@ -1,6 +1,7 @@
 """Reading or knowledge: the source first, then the wording, then the length."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,11 @@ def test_a_source_that_names_its_kind_decides(source: str, kind: str) -> None:
     for question in ("위의 책에 대한 설명으로 옳은 것은?", "윗글의 내용과 일치하는 것은?"):
         assert find_kind(asked(question, source=source)) == kind
     assert find_kind(asked("윗글의 내용과 일치하는 것은?", source="엄마")) == "reading"
+
+
+def test_sources_of_the_language_itself_are_no_law() -> None:
+    question = Question("a", "가" * 200, "윗글의 내용과 일치하는 것은?", ("가", "나"), 1)
+    found = {
+        source: find_kind(replace(question, source=source)) for source in ("화법과 작문", "문법", "법과 정치", "형법")
+    }
+    assert found == {"화법과 작문": "reading", "문법": "reading", "법과 정치": "knowledge", "형법": "knowledge"}

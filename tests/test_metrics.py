@@ -186,6 +186,13 @@ def test_random_baseline_is_exact_where_it_can_be() -> None:
     assert baseline.accuracy_interval == "none"
 
 
+def test_a_share_lies_in_its_own_interval() -> None:
+    for count in range(1, 300):
+        for share in (0.0, 1.0, 1 / count):
+            low, high = wilson_interval(share, count)
+            assert 0 <= low <= share <= high <= 1
+
+
 def test_random_baseline_macro_f1_equals_the_enumerated_expectation() -> None:
     """Two rows of 2 choices, answers 1 and 2: the four guesses have macro F1 1, 1/3, 1/3 and 0."""
     baseline = random_baseline(np.array([2, 2]), np.array([1, 2]))

@@ -146,6 +146,9 @@ def test_leaderboard_scores_are_read_or_refused(tmp_path: Path) -> None:
     path.write_text("base,public,private\na,77.65,\n")
     with pytest.raises(InputError, match=r"row of base 'a' has public '77.65'; expected a share from 0 to 1"):
         read_leaderboard(path)
+    path.write_text("base,public,private\na,0.7,\na,0.6,\n")
+    with pytest.raises(InputError, match="base 'a' stands there twice"):
+        read_leaderboard(path)
     path.write_text("base,public\na,0.5\n")
     with pytest.raises(InputError, match="no column 'private'"):
         read_leaderboard(path)
