@@ -3,7 +3,7 @@
     python compare.py submissions/a-oof.probs.csv submissions/b-oof.probs.csv --answers data/train.csv
     python compare.py a.probs.csv b.probs.csv c.probs.csv --answers data/train.csv --pick-two --out abc
 
-Writes nothing but with --out: comparisons/NAME/ gets comparison.md, comparison.csv and comparison.png.
+Writes nothing but with --out: comparisons/NAME/ gets comparison.md, and of two or more runs comparison.csv and comparison.png.
 """
 
 import argparse
@@ -47,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Compares, prints, and writes with --out."""
     args = build_parser().parse_args(argv)
-    if args.out and ("/" in args.out or args.out in (".", "..")):
-        raise InputError(f"--out {args.out}: expected a name; the folder is comparisons/<name>")
+    if args.out is not None and ("/" in args.out or args.out in ("", ".", "..")):
+        raise InputError(f"--out {args.out!r}: expected a name; the folder is comparisons/<name>")
     from ksat.versus import compare, format_comparison
 
     if args.pick_two and len(args.runs) < 2:
@@ -67,10 +67,13 @@ def _write(folder: Path, found: "Comparison", text: str) -> None:
     from ksat.versus import draw_comparison, pair_records
 
     write_text(folder / "comparison.md", f"# {' / '.join(row.name for row in found.rows)}\n\n{text}\n")
-    records = pd.DataFrame(pair_records(found))
-    write_atomic(folder / "comparison.csv", lambda beside: records.to_csv(beside, index=False))
-    draw_comparison(folder / "comparison.png", found)
-    print(f"\nwrote comparison.md, comparison.csv and comparison.png in {folder}")
+    written = "comparison.md"
+    if found.pairs:
+        records = pd.DataFrame(pair_records(found))
+        write_atomic(folder / "comparison.csv", lambda beside: records.to_csv(beside, index=False))
+        draw_comparison(folder / "comparison.png", found)
+        written = "comparison.md, comparison.csv and comparison.png"
+    print(f"\nwrote {written} in {folder}")
 
 
 if __name__ == "__main__":

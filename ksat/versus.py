@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ksat.blending import Member, align_members
-from ksat.boards import Draws, ahead_again, draw_halves, pick_two, say_pick
+from ksat.boards import Draws, ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
 from ksat.metrics import compute_metrics, format_table, paired_difference
 from ksat.picture import use_fonts
-from ksat.predictions import is_competition_table, predicted_answers, read_answers, read_probs
+from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
 from ksat.runs import write_atomic
 from ksat.standings import Judged, Pair, Row, compare_pairs, judge, ranking, recommend, uniform_row
@@ -61,7 +61,7 @@ def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | No
         half: questions in a half of the leaderboard; None for half of those compared.
 
     Raises:
-        InputError: a file named twice, one of other questions, or answers or questions missing.
+        InputError: a file named twice, one of other questions, answers or questions missing, or an answer beyond its choices.
     """
     names = _names(files)
     if questions_path is None and not is_competition_table(read_table(answers_path)):
@@ -83,6 +83,7 @@ def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | No
         raise InputError(
             f"{files[0]}: id {bad[0]!r} has {counts[bad[0]]} choices, the question {questions[bad[0]].num_choices}"
         )
+    align_answers(first, answers, answers_path)  # refuses an answer that its row's choices do not reach
     judged = _with_sizes(judge([questions[row_id] for row_id in counts], answers))
     rows = [_row(name, table, judged) for name, table in zip(names, tables, strict=True)]
     ranked = ranking(rows)
@@ -93,7 +94,8 @@ def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | No
 
 def _names(files: Sequence[Path]) -> list[str]:
     """Short ones if they differ."""
-    if twice := sorted({str(path) for path in files if list(files).count(path) > 1}):
+    places = [path.resolve() for path in files]
+    if twice := [str(path) for i, path in enumerate(files) if places[i] in places[:i]]:
         raise InputError(f"{twice[0]} is named twice; leave one out")
     short = [path.name.removesuffix(".csv").removesuffix(".probs") for path in files]
     return short if len(set(short)) == len(short) else [str(path) for path in files]
@@ -130,6 +132,9 @@ def format_comparison(found: Comparison, *, pick: bool) -> str:
         names = [row.name for row in found.rows]
         picked = pick_two([row.probs for row in found.rows], found.judged.answers, found.halves.accuracy)
         parts.append(say_pick(picked, names))
+        by_f1 = pick_two([row.probs for row in found.rows], found.judged.answers, found.halves.macro_f1)
+        if {by_f1.first, by_f1.second} != {picked.first, picked.second}:
+            parts.append(f"By macro F1 instead: {say_pick(by_f1, names)}")
     return "\n\n".join(parts)
 
 
@@ -168,9 +173,10 @@ def _pairs_table(found: Comparison) -> str:
             f"{pair.test.only_a} / {pair.test.only_b}", f"{pair.test.p_value:.2g}", f"{pair.corrected:.2g}",
             f"{again:.2f}", f"{again_f1:.2f}",
         ])  # fmt: skip
+    equal = ahead_again_if_equal(len(found.judged.questions), found.half)
     note = (
-        f"ahead again: the chance that who is ahead on a public half of {found.half} questions is ahead on a private one as well; 0.50 is "
-        "a coin. p: exact McNemar."
+        f"ahead again: the chance that who is ahead on a public half of {found.half} questions is ahead on a private one as well, with "
+        f"the difference seen here taken for the true one: two equally good runs get {equal:.2f} on average. p: exact McNemar."
     )
     return f"{markdown_table(header, body, num_texts=2)}\n\n{note}"
 
@@ -209,15 +215,15 @@ def pair_records(found: Comparison) -> list[dict[str, Any]]:
 
 
 def draw_comparison(path: Path, found: Comparison) -> None:
-    """Writes a PNG: accuracy of every run with its interval, and the difference of every pair with its own, 0 marked."""
+    """Writes a PNG: accuracy of every run with its interval, and the difference of every pair (one at least), 0 marked."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display
     import matplotlib.pyplot as plt
 
     use_fonts()
-    pairs = found.pairs or ()
-    heights = [len(found.rows) + 1, max(1, len(pairs)) + 1]
+    pairs = found.pairs
+    heights = [len(found.rows) + 1, len(pairs) + 1]
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(WIDTH, 1.6 + 0.4 * sum(heights)), layout="constrained", gridspec_kw={"height_ratios": heights}
     )
@@ -238,7 +244,7 @@ def draw_comparison(path: Path, found: Comparison) -> None:
         xlabel=f"accuracy on {len(found.judged.questions)} questions, 95 % interval", ylim=(-0.6, len(found.rows) - 0.4)
     )
     top.set_yticks(range(len(found.rows)), [row.name for row in reversed(found.rows)])
-    top.legend(loc="best", frameon=False)
+    top.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)  # above: inside it reads as one more interval
     for place, pair in enumerate(reversed(pairs)):
         value, low, high = pair.difference
         sure = pair.corrected < 0.05
@@ -248,7 +254,7 @@ def draw_comparison(path: Path, found: Comparison) -> None:
     bottom.axvline(0.0, color="gray", linewidth=1)
     bottom.set(
         xlabel="difference in accuracy, 95 % interval; grey: p >= 0.05 after Holm",
-        ylim=(-0.6, max(1, len(pairs)) - 0.4),
+        ylim=(-0.6, len(pairs) - 0.4),
     )
     bottom.set_yticks(range(len(pairs)), [f"{pair.better} - {pair.worse}" for pair in reversed(pairs)])
     for axes in (top, bottom):

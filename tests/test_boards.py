@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ksat import boards, metrics
-from ksat.boards import ahead_again, draw_halves, pick_two, say_pick
+from ksat.boards import ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
 from ksat.comparison import holm, mcnemar
 from ksat.metrics import compute_metrics
 from ksat.predictions import FloatArray
@@ -80,6 +80,42 @@ def test_halves_against_an_enumeration() -> None:
     assert ahead_again(halves.accuracy[:, 0], halves.accuracy[:, 1]) == pytest.approx(expected, abs=0.02)
 
 
+def test_a_half_has_as_many_questions_as_asked_for() -> None:
+    """Four passages of two rows, both right or both wrong: two passages are four questions, and 0, 2 or 4 of them right."""
+    answers = np.tile([1, 2, 3, 4], 2)
+    right = np.repeat([True, False, True, False], 2)
+    halves = draw_halves([table(answers, right)], answers, list("wwxxyyzz"), num_questions=4)
+    found, times = np.unique(halves.accuracy, return_counts=True)
+    assert found.tolist() == [0.0, 0.5, 1.0]
+    assert times / boards.NUM_DRAWS == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+
+
+def test_a_draw_of_everything_scores_as_the_whole() -> None:
+    generator = np.random.default_rng(0)
+    answers = generator.choice([1, 2, 3, 4], 50, p=[0.6, 0.2, 0.1, 0.1])
+    tables = [table(answers, generator.random(50) < skill) for skill in (0.4, 0.8)]
+    halves = draw_halves(tables, answers, ["one passage"] * 50, num_questions=50)
+    wanted = [compute_metrics(each, answers, ["one passage"] * 50) for each in tables]
+    assert np.unique(halves.accuracy, axis=0) == pytest.approx(np.array([[each.accuracy.value for each in wanted]]))
+    assert np.unique(halves.macro_f1, axis=0) == pytest.approx(np.array([[each.macro_f1.value for each in wanted]]))
+
+
+def test_what_two_equally_good_runs_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not 0.5: the gap that chance made on the rows at hand is taken for a true one."""
+    monkeypatch.setattr(boards, "NUM_DRAWS", 400)
+    generator = np.random.default_rng(0)
+    said = []
+    for _ in range(150):
+        answers = generator.integers(1, 5, 300)
+        tables = [table(answers, generator.random(300) < 0.5) for _ in range(2)]
+        scores = draw_halves(tables, answers, [str(row) for row in range(300)], num_questions=150).accuracy
+        said.append(ahead_again(scores[:, 0], scores[:, 1]))
+    error = np.std(said) / np.sqrt(len(said))
+    assert ahead_again_if_equal(300, 150) == pytest.approx(np.mean(said), abs=3 * error)
+    assert ahead_again_if_equal(300, 150) == pytest.approx(0.5 + np.arcsin(1 / 3) / np.pi)
+    assert np.mean(said) > 0.5 + 3 * error
+
+
 def test_who_is_ahead_stays_ahead() -> None:
     generator = np.random.default_rng(0)
     answers = generator.integers(1, 5, 400)
@@ -106,11 +142,16 @@ def test_the_two_that_err_on_different_questions_are_picked() -> None:
     halves = draw_halves(tables, answers, [str(row) for row in range(300)], num_questions=150)
     pick = pick_two(tables, answers, halves.accuracy)
     assert (pick.first, pick.second) == (1, 2)
+    assert pick.alone == pytest.approx(halves.accuracy[:, 1].mean())
+    assert pick.expected == pytest.approx(np.maximum(halves.accuracy[:, 1], halves.accuracy[:, 2]).mean())
     assert pick.expected > pick.alone + 0.01
+    assert pick.changes == pytest.approx(190 / 300)  # the first 100 and the last 90
     assert pick.correlation is not None
     assert pick.correlation < 0
     assert "so the second is a real second chance" in say_pick(pick, ["copy", "best", "other"])
     alike = pick_two(tables[:2], answers, halves.accuracy[:, :2])
     assert "so the second adds next to nothing" in say_pick(alike, ["copy", "best"])
+    twice = pick_two([tables[1]] * 2, answers, halves.accuracy[:, [1, 1]])
+    assert "(+0.000)" in say_pick(twice, ["best", "again"])
     with pytest.raises(ValueError, match="1 runs"):
         pick_two(tables[:1], answers, halves.accuracy[:, :1])

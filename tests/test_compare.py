@@ -1,6 +1,7 @@
 """compare.py, from the command line to the files."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     questions = make_questions(120)
     write_questions(tmp_path / "gold.csv", questions)
     write_submission(tmp_path / "labels.csv", [q.id for q in questions], [q.answer_index + 1 for q in questions])
+    write_submission(tmp_path / "beyond.csv", [q.id for q in questions], [5] * 120)  # half of them have four choices
+    (tmp_path / "linked.probs.csv").symlink_to("good-oof.probs.csv")
     for name, share, seed in (("good", 0.9, 0), ("alike", 0.75, 1), ("poor", 0.4, 2)):
         write_run(f"{name}-oof.probs.csv", questions, share, seed)
     write_run("fewer.probs.csv", questions[:100], 0.5, 3)
@@ -61,6 +64,8 @@ def test_three_runs_are_compared(here: Path, capsys: pytest.CaptureFixture[str])
     assert "| good-oof - poor-oof  |" in out
     assert "of twenty such cells one is below 0.05 by chance" in out
     assert "select good-oof and alike-oof: " in out
+    assert "By macro F1 instead" not in out  # the same two
+    assert "two equally good runs get 0.61 on average" in out
     folder = here / "comparisons/three"
     assert (folder / "comparison.md").read_text().count("significantly better") == 1
     assert (folder / "comparison.png").stat().st_size > 10_000
@@ -99,13 +104,47 @@ def test_labels_with_questions_say_the_same_and_nothing_is_written(
             "poor-oof.probs.csv: a probability file",
         ),
         ("good-oof.probs.csv --answers gold.csv --pick-two", "--pick-two: two are picked among at least two files"),
-        ("good-oof.probs.csv --answers gold.csv --out a/b", "--out a/b: expected a name"),
+        ("good-oof.probs.csv --answers gold.csv --out a/b", "--out 'a/b': expected a name"),
+        ("good-oof.probs.csv --answers gold.csv --out=", "--out '': expected a name"),
+        ("good-oof.probs.csv linked.probs.csv --answers gold.csv", "linked.probs.csv is named twice"),
+        (
+            "good-oof.probs.csv --answers beyond.csv --questions gold.csv",
+            "beyond.csv: 60 of the rows have an answer beyond the predicted number of choices",
+        ),
     ],
 )
 def test_bad_input(here: Path, command: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         compare.main(command.split())
     assert not (here / "comparisons").exists()
+
+
+def test_one_run_leaves_its_figures_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main(["good-oof.probs.csv", "--answers", "gold.csv", "--out", "one"])
+    assert [path.name for path in (here / "comparisons/one").iterdir()] == ["comparison.md"]
+    assert capsys.readouterr().out.endswith("wrote comparison.md in comparisons/one\n")
+
+
+def test_macro_f1_may_pick_another_two(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 120 answers 90 are 1: to know those alone is as accurate as a mixed run and worth little to macro F1."""
+    gold = [1] * 90 + [2] * 10 + [3] * 10 + [4] * 10
+    choices = ("a", "b", "c", "d", "e")
+    questions = [replace(q, answer=gold[i], choices=choices) for i, q in enumerate(make_questions(120))]
+    write_questions(here / "gold.csv", questions)
+    mixed = [i < 75 or (i >= 90 and i % 2 == 0) for i in range(120)]
+    for name, right in (
+        ("mixed", mixed),
+        ("ones", [i < 90 for i in range(120)]),
+        ("rare", [i >= 40 for i in range(120)]),
+    ):
+        chosen = [answer if known else 5 for answer, known in zip(gold, right, strict=True)]
+        probs = np.where(np.eye(5)[np.array(chosen) - 1] > 0, 0.6, 0.1)
+        write_probs(here / f"{name}.csv", Predictions(tuple(q.id for q in questions), probs))
+    compare.main(["mixed.csv", "ones.csv", "rare.csv", "--answers", "gold.csv", "--pick-two"])
+    out = capsys.readouterr().out
+    by_accuracy, by_f1 = out.split("By macro F1 instead: ")
+    assert "select mixed and ones: " in by_accuracy or "select ones and mixed: " in by_accuracy
+    assert by_f1.startswith("select rare and mixed: ")
 
 
 def test_answers_to_other_questions(here: Path) -> None:
