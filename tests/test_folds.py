@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_questions
 
 from ksat.errors import InputError
 from ksat.folds import assign_folds, fold_rows, write_folds
@@ -87,6 +88,11 @@ def test_pairs_inside_a_file_and_between_two() -> None:
     assert [{pair.id_a, pair.id_b} for pair in inside] == [{one.id, "cut"}]
     # The key of a passage leaves blanks out already: it is the same one.
     assert near_duplicate_pairs([one, near]) == []
+
+
+def test_short_sentences_after_one_pattern_stay_apart() -> None:
+    questions = make_questions(18)  # "세종은(는) 1400년에 한양에서 …을 만들었다."
+    assert len(set(passage_groups(questions))) == len({passage_key(question) for question in questions}) == 14
 
 
 def test_rows_without_a_passage_are_compared_by_question_and_choices() -> None:
