@@ -17,7 +17,11 @@ GRAM = 5  # characters
 SAME_JACCARD = (
     0.3  # a sixth of the words changed leaves about 0.45; unrelated passages of Belebele share 0.05 at the most
 )
-SHORT_JACCARD = 0.6  # of texts under 80 characters: sentences after one pattern, with other names, share up to 0.5
+QUOTED = 0.85  # of a shorter excerpt: all of it but for its ends and one seam
+SHORT, SHORT_JACCARD = (
+    50,
+    0.6,
+)  # of texts of so few 5-grams: sentences after one pattern, with other names, share up to 0.5
 SAME_CONTAINED = 0.6  # of the shorter one's 5-grams, in an excerpt; unrelated ones share 0.1 at the most
 FEWEST_CHARACTERS = 80  # of an excerpt; a shorter one may be a phrase that many texts have
 # Of the shorter one; far below both, since an estimate is off: 0.35 lost 15 of 414 excerpts with a word in 12 or 25 changed.
@@ -136,6 +140,6 @@ def _similarity(a: frozenset[str], b: frozenset[str]) -> float | None:
     """Share of the shorter one's 5-grams that both have, None if they are no near-duplicates."""
     shared, shorter = len(a & b), min(len(a), len(b))
     contained = shared / shorter
-    is_short = shorter < FEWEST_CHARACTERS - GRAM + 1
-    is_excerpt = contained >= SAME_CONTAINED and not is_short
-    return contained if is_excerpt or shared / len(a | b) >= (SHORT_JACCARD if is_short else SAME_JACCARD) else None
+    is_excerpt = contained >= (SAME_CONTAINED if shorter >= FEWEST_CHARACTERS - GRAM + 1 else QUOTED)
+    is_same = shared / len(a | b) >= (SHORT_JACCARD if shorter < SHORT else SAME_JACCARD)
+    return contained if is_excerpt or is_same else None
