@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 def _write(folder: Path, found: "Comparison", text: str) -> None:
     import pandas as pd
 
-    from ksat.runs import write_atomic, write_text
+    from ksat.files import write_atomic, write_text
     from ksat.versus import draw_comparison, pair_records
 
     write_text(folder / "comparison.md", f"# {' / '.join(row.name for row in found.rows)}\n\n{text}\n")

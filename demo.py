@@ -77,7 +77,7 @@ def _table() -> str:
     )
     from ksat.predictions import align_answers, read_answers, read_probs
     from ksat.questions import passage_key, read_questions
-    from ksat.runs import read_json
+    from ksat.files import read_json
 
     groups = [passage_key(question) for question in read_questions(TEST)]
     files = {

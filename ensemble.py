@@ -213,7 +213,7 @@ def run_blend(args: argparse.Namespace) -> None:
     from ksat.fitted_blend import apply_blend, margin_fallback
     from ksat.predictions import Predictions, output_paths, write_predictions
     from ksat.questions import read_questions
-    from ksat.runs import file_sha256, write_json
+    from ksat.files import file_sha256, write_json
 
     paths: list[Path] = args.members
     outputs = output_paths(args.out, args.overwrite)

@@ -179,7 +179,7 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     """Prints the result and writes it as CSV, Markdown and picture."""
     import pandas as pd
 
-    from ksat.runs import write_atomic, write_text
+    from ksat.files import write_atomic, write_text
     from ksat.standings import (
         compare_pairs,
         pairs_table,

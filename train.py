@@ -214,7 +214,7 @@ def _train(
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
-    from ksat.runs import write_json
+    from ksat.files import write_json
 
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
@@ -323,7 +323,7 @@ def _check_fold_flags(args: argparse.Namespace) -> None:
 def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[Path]) -> None:
     """Trains every fold and writes submissions/<run>-oof.probs.csv."""
     from ksat.crossval import CrossValidation, cross_validate
-    from ksat.runs import file_sha256
+    from ksat.files import file_sha256
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--run")
@@ -356,7 +356,7 @@ def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the run that --resume goes on with, {} for a new run."""
     if not args.resume:
         return {}
-    from ksat.runs import read_json
+    from ksat.files import read_json
 
     if not args.run or args.overwrite:
         raise InputError("--resume: name the interrupted run with --run, and leave --overwrite out")
@@ -387,7 +387,7 @@ def _resolve(
     from ksat.fit import choose_base
     from ksat.models import choose_dtype, choose_engine, default_quantization, is_embedded
     from ksat.prompts import DEFAULT_TEMPLATES, read_template
-    from ksat.runs import file_sha256
+    from ksat.files import file_sha256
 
     settings: dict[str, Any] = {"base": args.base or stored.get("base")}
     if settings["base"] is None:
@@ -577,16 +577,8 @@ def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
 def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
     """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
     from ksat.devices import peak_memory_gib
-    from ksat.runs import (
-        ADAPTER_FILE,
-        ADAPTER_FOLDER,
-        Run,
-        file_sha256,
-        library_versions,
-        read_json,
-        write_json,
-        write_run,
-    )
+    from ksat.files import file_sha256, read_json, write_json
+    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
 
     adapter, best = folder / ADAPTER_FOLDER, folder / f"epoch-{validation.best_epoch}"
     shutil.rmtree(adapter, ignore_errors=True)

@@ -25,7 +25,7 @@ from ksat.metrics import (
 )
 from ksat.predictions import align_answers, read_answers, read_probs
 from ksat.questions import passage_key, read_questions
-from ksat.runs import read_json
+from ksat.files import read_json
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ from ksat.flags import positive
 from ksat.orders import ChoiceOrders
 from ksat.prompts import DEFAULT_TEMPLATES, ScoreBy
 from ksat.questions import read_questions
-from ksat.runs import library_versions, write_json, write_text
+from ksat.files import write_json, write_text
+from ksat.runs import library_versions
 
 ROOT = Path(__file__).parent.parent
 BASE = "embedded"

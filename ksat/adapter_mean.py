@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError
-from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, read_json, read_run
+from ksat.files import read_json
+from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, read_run
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from ksat.fitted_blend import FittedBlend, Pool, from_dict
 from ksat.fitting import NestedGain, fit_blend, greedy_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
 from ksat.predictions import FloatArray, IntArray
-from ksat.runs import read_json, write_json
+from ksat.files import read_json, write_json
 
 WORTH_IT = "worth it"
 

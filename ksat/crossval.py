@@ -18,7 +18,8 @@ from ksat.kinds import find_kind
 from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
 from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, read_probs, write_probs
 from ksat.questions import Question, passage_key, read_questions
-from ksat.runs import read_json, read_run, write_json
+from ksat.files import read_json, write_json
+from ksat.runs import read_run
 
 
 @dataclass(frozen=True, slots=True)

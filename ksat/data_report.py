@@ -14,7 +14,7 @@ from ksat.kinds import find_kind
 from ksat.near_duplicates import near_duplicate_pairs
 from ksat.predictions import Predictions, read_probs
 from ksat.questions import Question, passage_key, read_questions
-from ksat.runs import write_atomic, write_text
+from ksat.files import write_atomic, write_text
 from ksat.tables import markdown_table
 
 SUSPICIOUS = 0.05  # out-of-fold probability of the given answer

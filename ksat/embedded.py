@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from ksat.errors import InputError
-from ksat.runs import file_sha256, write_json
+from ksat.files import file_sha256, write_json
 
 
 @dataclass(frozen=True, slots=True)

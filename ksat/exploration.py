@@ -15,7 +15,9 @@ from ksat.children import run_script
 from ksat.errors import InputError
 from ksat.predictions import Predictions, read_probs
 from ksat.prompts import DEFAULT_TEMPLATES
-from ksat.runs import Journal, file_sha256, library_versions, read_json, write_json
+from ksat.files import file_sha256, read_json, write_json
+from ksat.journal import Journal
+from ksat.runs import library_versions
 
 CHECKPOINTS = Path("checkpoints")  # where train.py puts its runs
 

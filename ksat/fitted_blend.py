@@ -50,7 +50,7 @@ def from_dict(value: dict[str, Any], path: Path | str) -> tuple[FittedBlend, tup
     """The blend and its members' file names that to_dict wrote.
 
     Args:
-        value: from ksat.runs.read_json.
+        value: from ksat.files.read_json.
         path: where it comes from, for the message.
 
     Raises:

@@ -15,7 +15,7 @@ from ksat.errors import InputError
 from ksat.kinds import find_kind
 from ksat.near_duplicates import passage_groups
 from ksat.questions import Question
-from ksat.runs import write_text
+from ksat.files import write_text
 
 SEED = 0  # of the cut: never a run's own seed, since runs of different seeds are blended
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ksat.runs import write_atomic
+from ksat.files import write_atomic
 from ksat.standings import Row
 
 WIDTH, HEIGHT = 9.0, 5.5  # inches

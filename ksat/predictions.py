@@ -26,7 +26,7 @@ from ksat.questions import (
     require_columns,
     require_unique_ids,
 )
-from ksat.runs import write_atomic
+from ksat.files import write_atomic
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -25,7 +25,7 @@ from ksat.errors import InputError, exit_code
 from ksat.flags import positive
 from ksat.kinds import find_kind
 from ksat.questions import Question, read_questions
-from ksat.runs import write_text
+from ksat.files import write_text
 from ksat.tables import markdown_table
 
 # Below this share of the question's weight nothing is found. It takes away what is worthless and no more: on tests/facts.jsonl

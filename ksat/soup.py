@@ -20,16 +20,8 @@ from typing import Any
 from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
 from ksat.errors import InputError, exit_code
 from ksat.flags import positive
-from ksat.runs import (
-    ADAPTER_FILE,
-    ADAPTER_FOLDER,
-    Run,
-    file_sha256,
-    library_versions,
-    write_atomic,
-    write_json,
-    write_run,
-)
+from ksat.files import file_sha256, write_atomic, write_json
+from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
 
 CHECKPOINTS = Path("checkpoints")
 SCALE_TOLERANCE = 1e-6

@@ -26,7 +26,7 @@ from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
 from ksat.packing import Pack, build_pack, plan_packs
-from ksat.runs import write_text
+from ksat.files import write_text
 from ksat.scoring import progress_bar
 from ksat.step_memory import StepMemory, out_of_memory
 

@@ -15,7 +15,7 @@ from ksat.metrics import compute_metrics, format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
-from ksat.runs import write_atomic
+from ksat.files import write_atomic
 from ksat.standings import Judged, Pair, Row, compare_pairs, judge, ranking, recommend, uniform_row
 from ksat.tables import markdown_table
 

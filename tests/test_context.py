@@ -16,7 +16,7 @@ from ksat.errors import InputError
 from ksat.orders import ALL_ORDERS
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question, read_questions
-from ksat.runs import read_json
+from ksat.files import read_json
 
 LABEL = DEFAULT_TEMPLATES["label"].user
 CPU = ["--device", "cpu", "--engine", "transformers"]

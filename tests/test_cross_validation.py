@@ -15,7 +15,7 @@ from ksat.errors import InputError
 from ksat.folds import assign_folds, fold_rows
 from ksat.predictions import read_probs
 from ksat.questions import read_questions
-from ksat.runs import read_json
+from ksat.files import read_json
 
 CPU = ["--device", "cpu", "--engine", "transformers"]
 LORA = ["--rank", "4", "--lr", "0.01", "--epochs", "2", "--questions-per-step", "4"]

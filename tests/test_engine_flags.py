@@ -17,7 +17,7 @@ from ksat.orders import ChoiceOrders
 from ksat.packing import build_pack
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question, read_questions
-from ksat.runs import read_json
+from ksat.files import read_json
 
 CPU = ["--device", "cpu", "--engine", "transformers"]
 NAMED = Question("named", "글이다.", "옳은 것은?", ("가", "나", "①과 ②"), 2)  # its choices have to stay in order
@@ -120,7 +120,7 @@ def test_orders_of_choices_that_the_prompt_does_not_list_are_refused(here: Path,
 def test_an_interrupted_inference_of_orders_goes_on_with_the_same_bits(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ksat.runs import Journal
+    from ksat.journal import Journal
 
     flags = ("--choice-orders", "3", "--pack-tokens", "400")
     run_inference("whole", *flags)

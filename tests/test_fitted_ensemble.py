@@ -9,7 +9,7 @@ import pytest
 import ensemble
 from ksat.errors import InputError
 from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
-from ksat.runs import read_json
+from ksat.files import read_json
 from ksat.submission_log import read_log
 
 NUM_ROWS = 240

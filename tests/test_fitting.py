@@ -19,7 +19,7 @@ from ksat.fitted_blend import FittedBlend, Pool, apply_blend, from_dict, margin_
 from ksat.fitting import Method, NestedGain, fit_blend, fit_weights, greedy_blend, nested_gain
 from ksat.metrics import Estimate, PairedDifference, row_log_losses
 from ksat.predictions import FloatArray, IntArray, count_choices
-from ksat.runs import read_json, write_json
+from ksat.files import read_json, write_json
 
 NAN = float("nan")
 POOLS: list[Pool] = ["linear", "log"]

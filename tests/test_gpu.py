@@ -17,7 +17,7 @@ from ksat import attention
 from ksat.devices import Device
 from ksat.models import LoadSettings, LoraSettings, load
 from ksat.packing import build_pack
-from ksat.runs import read_json
+from ksat.files import read_json
 from ksat.step_memory import StepMemory, default_pack_tokens, measured_peak, memory_plan
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ import inference
 import train
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
 from ksat.questions import passage_key, read_questions
-from ksat.runs import file_sha256, read_json
+from ksat.files import file_sha256, read_json
 
 ROOT = Path(__file__).parent.parent
 LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--valid-fraction", "0.25", "--patience", "9")
@@ -389,7 +389,7 @@ def test_inference_goes_on_after_kill_9_with_the_same_bits(here: Path, tmp_path:
     flags = ["--ckpt", "checkpoints/full", "--pack-tokens", "300", *CPU]
     inference.main([*flags, "--out", str(tmp_path / "whole")])
     code = (
-        "import os, signal, inference, ksat.runs as r\nadd, calls = r.Journal.add, []\n"
+        "import os, signal, inference, ksat.journal as r\nadd, calls = r.Journal.add, []\n"
         "def add_twice(self, scores):\n"
         "    calls.append(1); add(self, scores)\n"
         "    if len(calls) == 2:\n"

@@ -14,7 +14,7 @@ from tiny import base_folder, make_questions, read_probs, write_questions
 import inference
 import train
 from ksat import processes
-from ksat.runs import read_json
+from ksat.files import read_json
 
 ROOT = Path(__file__).parent.parent
 CPU = ["--device", "cpu", "--engine", "transformers"]
@@ -98,7 +98,7 @@ def test_an_interrupted_pair_goes_on_as_one(here: Path) -> None:
     """Each process keeps a journal of its own; whoever goes on reads them all."""
     flags = ["--ckpt", "checkpoints/one", "--test", "test.csv", "--pack-tokens", "300", *CPU, "--out", "out/killed"]
     code = (
-        "import os, signal, sys, ksat.runs as r, ksat.processes as p\nadd = r.Journal.add\n"
+        "import os, signal, sys, ksat.journal as r, ksat.processes as p\nadd = r.Journal.add\n"
         "def add_once(self, scores):\n"
         "    add(self, scores); p.wait(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "r.Journal.add = add_once\nimport inference\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, exit_code
-from ksat.runs import file_sha256, read_json, write_atomic, write_json, write_text
+from ksat.files import file_sha256, read_json, write_atomic, write_json, write_text
 
 
 def no_space(*_: object) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ksat.errors import InputError
-from ksat.runs import write_json
+from ksat.files import write_json
 from ksat.submission_log import Submission, correlation, enter, log_table, read_log
 
 NONE = {"oof_accuracy": None, "oof_macro_f1": None, "public": None, "private": None}

@@ -22,7 +22,7 @@ import train
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
 from ksat.packing import build_pack
-from ksat.runs import read_json
+from ksat.files import read_json
 
 ROOT = Path(__file__).parent.parent
 CPU = ["--device", "cpu", "--engine"]

@@ -1,0 +1,251 @@
+"""Files that are complete or untouched: written beside and renamed, locked while in use, and never in an input's place."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ksat.errors import InputError
+
+# Of 255 bytes that a file's name may have; the rest is for our endings and for what we put in front while we write.
+LONGEST_NAME = 200
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a file beside `path`, then renames it: `path` is complete or untouched.
+
+    The file beside has a fixed name, so that what a kill leaves is written over and renamed by the next call. Two processes may
+    not write the same path: callers hold a lock.
+
+    Raises:
+        InputError: the disk is full or the folder can't be written; the half-written file is removed.
+    """
+    with _beside(path) as beside:
+        _fill(beside, write)
+        beside.replace(path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """The name to write under before the rename; whatever is left there is removed, and an OSError becomes a line."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be written ({error.strerror or error}); nothing was changed, free or choose another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # where the folder itself is the trouble, nothing was written in it
+            beside.unlink()
+
+
+def _fill(beside: Path, write: Callable[[Path], None]) -> None:
+    write(beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file atomically."""
+    write_atomic(path, text_writer(text))
+
+
+def text_writer(text: str) -> Callable[[Path], None]:
+    """Fills a file with UTF-8 text, byte for byte."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+    return write
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically; NaN is refused, so that any reader can read it."""
+    write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """The text of a JSON file of ours."""
+    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: no such file, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); the file is cut or was edited") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_name(flag: str, name: str) -> str:
+    """`name` if it can be the name of a file or folder of ours.
+
+    Raises:
+        InputError: it is empty or blank, a path, hidden, too long, or has a control character in it.
+    """
+    if name != name.strip() or not name:
+        raise InputError(f"{flag} {name!r}: expected a name, without blanks around it")
+    if "/" in name or os.sep in name or name.startswith("."):
+        raise InputError(f"{flag} {name!r}: expected a plain name, without slashes and without a dot in front")
+    if not name.isprintable():
+        raise InputError(f"{flag} {name!r}: has a character that does not print; take it out")
+    if (length := len(name.encode())) > LONGEST_NAME:
+        raise InputError(f"{flag} {name[:40]!r}…: {length} bytes long, expected at most {LONGEST_NAME}")
+    return name
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Holds what `path` names: no other process gets it meanwhile. A lock ends with its process, also with one that was killed.
+
+    Args:
+        path: the file or folder that is locked; the lock itself is .NAME.lock beside it.
+        what: for the message.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    held = path.with_name(f".{path.name}.lock")
+    try:
+        held.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(held, timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(
+            f"{path}: another process is at work on this {what}; wait for it, or choose another name"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Files that belong together, claimed by claim_outputs.
+
+    Attributes:
+        paths: in the order in which they get their names; the last is the mark of a complete set.
+        command: what writes them, in short.
+    """
+
+    paths: tuple[Path, ...]
+    command: str
+
+    def write(self, writers: Sequence[Callable[[Path], None]]) -> None:
+        """Writes all files beside, then gives them their names, the last one last: all of them or none, but for a kill.
+
+        A kill between two renames is finished by the same command: a note of what is being renamed lies there until it is done.
+
+        Args:
+            writers: one a path, each fills the file whose path it gets.
+
+        Raises:
+            InputError: one can't be written; none is then.
+        """
+        with contextlib.ExitStack() as stack:
+            besides = [stack.enter_context(_beside(path)) for path in self.paths]
+            for beside, write in zip(besides, writers, strict=True):
+                _fill(beside, write)
+            note = {path.name: file_sha256(beside) for path, beside in zip(self.paths, besides, strict=True)}
+            write_json(self._note, {"command": self.command, "files": note})
+            for path, beside in zip(self.paths, besides, strict=True):
+                beside.replace(path)
+            self._note.unlink()
+
+    @property
+    def _note(self) -> Path:
+        return self.paths[-1].with_name(f".{self.paths[-1].name}.writing")
+
+    def unfinished(self) -> set[Path]:
+        """Those that this same command had given their names when it was killed."""
+        if not self._note.exists():
+            return set()
+        try:
+            note = read_json(self._note)
+            if note.get("command") != self.command:
+                return set()
+            files: Mapping[str, str] = note["files"]
+            return {path for path in self.paths if path.is_file() and files.get(path.name) == file_sha256(path)}
+        except (InputError, KeyError, AttributeError):  # edited: then nobody knows whose the files are
+            return set()
+
+
+@contextlib.contextmanager
+def claim_outputs(
+    paths: Sequence[Path],
+    *,
+    inputs: Iterable[Path | str | None],
+    overwrite: bool,
+    command: Any,
+    flag: str = "--out",
+) -> Iterator[Outputs]:
+    """Locks a set of output files from before the work until they are written.
+
+    Args:
+        paths: the files, the one that marks a complete set last; its name names the lock.
+        inputs: all that the command reads, None for what is not given: an output never takes the place of one.
+        overwrite: replace what is there.
+        command: the flags; a set that a kill left half-named is finished by the same flags.
+        flag: that named the output.
+
+    Raises:
+        InputError: an output is an input or a folder, or exists without `overwrite`; or another process is at work on it.
+    """
+    outputs = Outputs(tuple(paths), hashlib.sha256(repr(command).encode("utf-8", "backslashreplace")).hexdigest())
+    for path in paths:
+        require_no_input(path, inputs, flag)
+        if path.is_dir():
+            raise InputError(f"{flag}: {path} is a folder, where a file is to be written; choose another {flag}")
+    with lock(paths[-1], "output"):
+        unfinished = outputs.unfinished()
+        found = [str(path) for path in paths if path.exists() and path not in unfinished]
+        if found and not overwrite:
+            verb = "exists" if len(found) == 1 else "exist"
+            raise InputError(
+                f"{' and '.join(found)} {verb} already; choose another {flag}, or replace with --overwrite"
+            )
+        for path in paths:  # of an earlier call that was killed
+            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+        yield outputs
+
+
+def require_no_input(output: Path, inputs: Iterable[Path | str | None], flag: str) -> None:
+    """Raises InputError if an output is one of the inputs, by its resolved path or as the same file under another name."""
+    for given in inputs:
+        if given is None:
+            continue
+        path = Path(given)
+        same = output.resolve() == path.resolve()
+        if same or (output.exists() and path.exists() and output.samefile(path)):
+            raise InputError(f"{flag}: {output} is the input {path} itself; choose another {flag}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers have left in a folder of ours and below: files that never got their names."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
