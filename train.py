@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
     add("--resume", action="store_true", help="go on with --run after an interruption")
-    add("--overwrite", action="store_true", help="replace --run if it exists")
+    add("--overwrite", action="store_true", help="replace --run, or the report, if it exists")
     add(
         "--seed", type=int, metavar="N", help="of the split, the fresh LoRA and the order of the questions (default: 0)"
     )
@@ -211,10 +211,10 @@ def _train(
 ) -> None:
     from ksat import processes
     from ksat.encoding import Encoder
+    from ksat.files import write_json
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
-    from ksat.files import write_json
 
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
@@ -349,7 +349,7 @@ def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
     encoder = Encoder(tokenizer, template, score_by, max_tokens=args.max_tokens or DEFAULTS["max_tokens"])
     test = Path(args.against) if args.against else DEFAULT_TEST if DEFAULT_TEST.exists() else None
     oof = Path(args.oof) if args.oof else None
-    write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit)
+    write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit, overwrite=args.overwrite)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -384,10 +384,10 @@ def _resolve(
     Raises:
         InputError: a flag contradicts the run that is resumed.
     """
+    from ksat.files import file_sha256
     from ksat.fit import choose_base
     from ksat.models import choose_dtype, choose_engine, default_quantization, is_embedded
     from ksat.prompts import DEFAULT_TEMPLATES, read_template
-    from ksat.files import file_sha256
 
     settings: dict[str, Any] = {"base": args.base or stored.get("base")}
     if settings["base"] is None:

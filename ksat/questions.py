@@ -60,20 +60,9 @@ def read_table(path: Path | str) -> pd.DataFrame:
         InputError: no such file, empty, not UTF-8, not a CSV table, or a row longer or shorter than the header.
     """
     path = Path(path)
+    text = _read_text(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: a folder where a CSV file is expected; name the file in it") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror or error}); check the path and its rights") from error
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: the file is empty; expected a header and at least one row") from error
     except pd.errors.ParserError as error:
@@ -84,15 +73,45 @@ def read_table(path: Path | str) -> pd.DataFrame:
     return table
 
 
+def _read_text(path: Path) -> str:
+    """A file's text, its line ends as they are."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: a folder where a CSV file is expected; name the file in it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror or error}); check the path and its rights") from error
+
+
+def read_csv_rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file as they stand, the header first; blank lines are left out.
+
+    Raises:
+        InputError: no such file, not UTF-8, or not a CSV table.
+    """
+    return _csv_rows(_read_text(path), path)
+
+
+def _csv_rows(text: str, path: Path) -> list[list[str]]:
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) > 1 or "".join(row).strip()]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV table ({error}); check the quoting") from error
+
+
 def _require_even_rows(text: str, path: Path) -> None:
     """Raises InputError unless each row has the header's number of fields.
 
     pandas would fill a short row with '' and, where the first rows are longer than the header, shift every column.
     """
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) > 1 or "".join(row).strip()]
-    except csv.Error as error:
-        raise InputError(f"{path}: not a CSV table ({error}); check the quoting") from error
+    rows = _csv_rows(text, path)
     for i, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise InputError(
