@@ -31,7 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="probability files of the same questions, out of fold or held out",
     )
-    add("--answers", type=file_path, required=True, metavar="CSV", help="labelled questions, or id,answer with --questions")
+    add(
+        "--answers",
+        type=file_path,
+        required=True,
+        metavar="CSV",
+        help="labelled questions, or id,answer with --questions",
+    )
     add("--questions", type=file_path, metavar="CSV", help="the questions, where --answers has labels alone")
     add(
         "--half",

@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ArgumentParser(__doc__)
     members = parser.add_argument_group("members")
-    members.add_argument("members", nargs="*", type=file_path, metavar="CSV", help="probability files, or id,answer files")
+    members.add_argument(
+        "members", nargs="*", type=file_path, metavar="CSV", help="probability files, or id,answer files"
+    )
     members.add_argument("--test", type=file_path, metavar="CSV", help="test questions: row order, number of choices")
     blend = parser.add_argument_group("blend")
     blend.add_argument(
@@ -65,12 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--greedy", action="store_true", help="of --fit: pick members one after the other (Caruana) instead"
     )
-    fit.add_argument("--apply", type=file_path, metavar="JSON", help="blend the members, in --fit's order, as it recommends")
+    fit.add_argument(
+        "--apply", type=file_path, metavar="JSON", help="blend the members, in --fit's order, as it recommends"
+    )
     fit.add_argument(
         "--fitted", action="store_true", help="of --apply: the fitted weights even where equal ones are recommended"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=path_text, metavar="NAME", help="name in submissions/, or a path without its ending")
+    output.add_argument(
+        "--out", type=path_text, metavar="NAME", help="name in submissions/, or a path without its ending"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
     output.add_argument("--answers", type=file_path, metavar="CSV", help="gold answers: prints the metrics of all")
     check = parser.add_argument_group("before and after the upload")

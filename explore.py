@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from ksat.devices import GPUS, Device, find_device
 from ksat.errors import InputError, exit_code
-from ksat.flags import ArgumentParser, add_engine_flags, data_file, file_name, given_engine_flags, path_list, path_text, positive
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    given_engine_flags,
+    path_list,
+    path_text,
+    positive,
+)
 
 if TYPE_CHECKING:
     from ksat.bases import KnownBase
@@ -48,8 +57,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--answers", type=file_name, metavar="CSV", help="gold answers, if --score has none")
     add("--limit", type=positive, metavar="N", help="score the first N questions")
     add("--finetune", action="store_true", help="train each base first, with train.py's defaults")
-    add("--train", type=file_name, metavar="CSV", help="what --finetune trains on (default: data/train.csv, else the samples)")
-    add("--leaderboard", type=file_name, metavar="CSV", help="scores that you know, base,public,private: shown beside ours")
+    add(
+        "--train",
+        type=file_name,
+        metavar="CSV",
+        help="what --finetune trains on (default: data/train.csv, else the samples)",
+    )
+    add(
+        "--leaderboard",
+        type=file_name,
+        metavar="CSV",
+        help="scores that you know, base,public,private: shown beside ours",
+    )
     add("--out", type=path_text, metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
     add("--overwrite", action="store_true", help="replace what was made of other questions, flags or versions there")
     add_engine_flags(parser)

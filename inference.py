@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.context import NO_CONTEXT, ContextRule
 from ksat.errors import InputError, exit_code
-from ksat.flags import ArgumentParser, add_engine_flags, data_file, file_name, path_text, not_negative, positive, require_label
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    path_text,
+    not_negative,
+    positive,
+    require_label,
+)
 from ksat.orders import ONE_ORDER, ChoiceOrders
 
 if TYPE_CHECKING:
@@ -27,7 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("model").add_argument
     add("--ckpt", type=file_name, metavar="FOLDER", help="a run of train.py, checkpoints/<run>")
-    add("--base", type=file_name, metavar="BASE", help="an untuned base instead: hub name, folder, embedded or embedded-small")
+    add(
+        "--base",
+        type=file_name,
+        metavar="BASE",
+        help="an untuned base instead: hub name, folder, embedded or embedded-small",
+    )
     add(
         "--score-by",
         choices=("label", "text"),
@@ -59,7 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="put N training questions before each, for untuned bases (default: 0)",
     )
-    add("--train", type=file_name, metavar="CSV", help="where the shots come from (default: data/train.csv, else the samples)")
+    add(
+        "--train",
+        type=file_name,
+        metavar="CSV",
+        help="where the shots come from (default: data/train.csv, else the samples)",
+    )
     add(
         "--choice-orders",
         type=ChoiceOrders.parse,
@@ -76,9 +95,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("data").add_argument
     add("--test", type=file_name, metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
-    add("--answers", type=file_name, metavar="CSV", help="gold answers, to print metrics; not needed if --test has them")
+    add(
+        "--answers", type=file_name, metavar="CSV", help="gold answers, to print metrics; not needed if --test has them"
+    )
     add("--limit", type=positive, metavar="N", help="score the first N questions")
-    add("--out", type=path_text, metavar="NAME", help="submissions/NAME, or a path's stem (default: the run's or the base's name)")
+    add(
+        "--out",
+        type=path_text,
+        metavar="NAME",
+        help="submissions/NAME, or a path's stem (default: the run's or the base's name)",
+    )
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add_engine_flags(parser)
     return parser

@@ -104,14 +104,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the report: compare with this file as well (default: data/test.csv if it is there)",
     )
     add(
-        "--oof", type=file_name, metavar="CSV", help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong"
+        "--oof",
+        type=file_name,
+        metavar="CSV",
+        help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong",
     )
     add = parser.add_argument_group("run").add_argument
     add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
     add("--resume", action="store_true", help="go on with --run after an interruption")
     add("--overwrite", action="store_true", help="replace --run if it exists")
     add(
-        "--seed", type=not_negative, metavar="N", help="of the split, the fresh LoRA and the order of the questions (default: 0)"
+        "--seed",
+        type=not_negative,
+        metavar="N",
+        help="of the split, the fresh LoRA and the order of the questions (default: 0)",
     )
     add("--report-to", metavar="LOGGER", help="log to wandb, tensorboard, ... as well (default: none)")
     add = parser.add_argument_group("base").add_argument

@@ -81,7 +81,9 @@ def _read_lines(file: IO[bytes], path: Path) -> Iterator[Article]:
         try:
             fields = parse_json(text)
         except ValueError as error:
-            raise InputError(f"--corpus {path}: line {number} is not JSON ({error}); expected one object a line") from error
+            raise InputError(
+                f"--corpus {path}: line {number} is not JSON ({error}); expected one object a line"
+            ) from error
         if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
             found = f"fields {', '.join(map(repr, fields))}" if isinstance(fields, dict) else type(fields).__name__
             raise InputError(

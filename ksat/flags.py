@@ -12,7 +12,6 @@ from ksat.errors import EXIT_BAD_INPUT, InputError, error_line
 from ksat.memory import parse_memory
 from ksat.orders import ChoiceOrders
 
-
 LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes, on Linux
 
 
@@ -137,9 +136,7 @@ def path_text(text: str) -> str:
     """An argparse type: a path that a file system takes; "" where its reader says what is expected."""
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} has a NUL in it")
-    if len(os.fsencode(text)) > LONGEST_PATH or any(
-        len(os.fsencode(name)) > LONGEST_PART for name in Path(text).parts
-    ):
+    if len(os.fsencode(text)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST_PART for name in Path(text).parts):
         raise argparse.ArgumentTypeError(
             f"{text[:40]!r}… is too long; a name has at most {LONGEST_PART} bytes, a path {LONGEST_PATH}"
         )

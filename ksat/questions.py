@@ -25,7 +25,9 @@ MIN_CHOICES, MAX_CHOICES = 2, 5
 csv.field_size_limit(2**31 - 1)  # of characters in a cell; Python's own is 131,072, and a long passage is no fault
 _BLANKS = re.compile(r"[ \t\xa0\u3000]+")
 # What Unicode counts among letters, marks and symbols, and no font shows: fillers of Hangul, joiners, selectors, empty Braille.
-_FILLERS = re.compile(r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_FILLERS = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,9 @@ def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question
         others = sum(map(len, errors.values())) - len(bad)
         raise bad_rows(path, rule, bad, remedy + (f"; {others} more rows break other rules" if others else ""))
     if equal := [(question.id, "") for question in questions if len(set(question.choices)) < question.num_choices]:
-        _warn(str(bad_rows(path, "have choices that are equal", equal, "they are kept as they stand; is one mistyped?")))
+        _warn(
+            str(bad_rows(path, "have choices that are equal", equal, "they are kept as they stand; is one mistyped?"))
+        )
     return questions
 
 

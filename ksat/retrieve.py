@@ -147,8 +147,20 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ArgumentParser(__doc__, prog="python -m ksat.retrieve")
     add = parser.add_argument
-    add("--corpus", required=True, type=file_path, metavar="FILE", help="JSON lines, or a MediaWiki dump: .xml, .xml.bz2")
-    add("--questions", required=True, type=file_path, metavar="CSV", help="the competition's file, with or without answers")
+    add(
+        "--corpus",
+        required=True,
+        type=file_path,
+        metavar="FILE",
+        help="JSON lines, or a MediaWiki dump: .xml, .xml.bz2",
+    )
+    add(
+        "--questions",
+        required=True,
+        type=file_path,
+        metavar="CSV",
+        help="the competition's file, with or without answers",
+    )
     add("--out", required=True, type=file_path, metavar="CSV", help="where to write it with its context")
     add("--top", type=positive, default=3, metavar="N", help="passages a question at most (default: 3)")
     add(

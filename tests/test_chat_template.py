@@ -83,6 +83,8 @@ def test_an_encoder_folds_the_system_turn_only_where_it_is_refused() -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
     encoder = Encoder(tokenizer_with(refusing), DEFAULT_TEMPLATES["label"], "label", max_tokens=2048)
     assert encoder.render(question).startswith("<|im_start|>user\n지문을 읽고 질문의 답을 고르세요.\n\n지문:")
-    encoder = Encoder(tokenizer_with("{{ raise_exception('nothing') }}"), DEFAULT_TEMPLATES["label"], "label", max_tokens=2048)
+    encoder = Encoder(
+        tokenizer_with("{{ raise_exception('nothing') }}"), DEFAULT_TEMPLATES["label"], "label", max_tokens=2048
+    )
     with pytest.raises(InputError, match=r"--base some/base: its chat template fails \(TemplateError: nothing\); mend"):
         encoder.encode(question)

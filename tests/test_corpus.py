@@ -145,7 +145,9 @@ def test_bad_corpora_are_refused_by_one_line(tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_and_a_nul_for_a_corpus(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--corpus {tmp_path}: a folder where a file is expected; name the file in it"):
+    with pytest.raises(
+        InputError, match=f"--corpus {tmp_path}: a folder where a file is expected; name the file in it"
+    ):
         read(tmp_path)
     with pytest.raises(InputError, match="has a NUL in its name"):
         read(tmp_path / "a\0b")

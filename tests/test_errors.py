@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(code: str, *, shell: str = "", **environment: str) -> "subprocess.CompletedProcess[bytes]":
     """A script whose main is `code`, under its own exit_code; `shell` stands behind it, {} for the command itself."""
     indented = "".join(f"    {line}\n" for line in code.splitlines())
-    program = f"import sys\nfrom ksat.errors import InputError, exit_code\ndef main():\n{indented}sys.exit(exit_code(main))\n"
+    program = (
+        f"import sys\nfrom ksat.errors import InputError, exit_code\ndef main():\n{indented}sys.exit(exit_code(main))\n"
+    )
     command = [sys.executable, "-c", program]
     if shell:
         command = ["bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", *command]

@@ -42,7 +42,11 @@ def refused(script: ModuleType, flags: list[str], capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(("script", "flag"), [(script, flag) for script, flags in FILE_FLAGS for flag in flags])
 def test_names_that_no_file_system_takes(script: ModuleType, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, rule in ((f"data/{LONG}", "is too long; a name has at most 255 bytes"), (DEEP, "is too long"), ("a\0b", "NUL")):
+    for name, rule in (
+        (f"data/{LONG}", "is too long; a name has at most 255 bytes"),
+        (DEEP, "is too long"),
+        ("a\0b", "NUL"),
+    ):
         line = refused(script, [flag, name], capsys)
         assert line.startswith(f"error: argument {flag}: ") and rule in line
 
@@ -63,16 +67,17 @@ def test_an_empty_name_is_no_file(script: ModuleType, flag: str, capsys: pytest.
         (inference, "--limit", "٣"),
         (inference, "--choice-orders", "٣"),
         (inference, "--context-when", "short:1٣"),
-        *((train, flag, "nan") for flag in ("--lr", "--alpha", "--dropout", "--warmup", "--weight-decay", "--valid-fraction")),
+        *(
+            (train, flag, "nan")
+            for flag in ("--lr", "--alpha", "--dropout", "--warmup", "--weight-decay", "--valid-fraction")
+        ),
         *((train, "--lr", text) for text in ("inf", "1e999", "٣", "1_0", "0x1", "", "9" * 400)),
         *((ensemble, flag, "nan") for flag in ("--weights", "--margin", "--public", "--private")),
         *((soup, flag, "nan") for flag in ("--weights", "--scale")),
         *((inference, "--gpu-memory", text) for text in ("1e400GiB", "9" * 400, "٣GiB", "nan")),
     ],
 )
-def test_numbers_that_are_none(
-    script: ModuleType, flag: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numbers_that_are_none(script: ModuleType, flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(script, [flag, value], capsys).startswith(f"error: argument {flag}: ")
 
 
@@ -88,7 +93,11 @@ def test_what_numbers_are_taken() -> None:
 def test_what_is_no_flag_is_one_line_with_the_way_to_the_usage(
     script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needed = {compare: ["a", "--answers", "b"], retrieve: ["--corpus", "a", "--questions", "b", "--out", "c"], soup: ["a", "--run", "b"]}
+    needed = {
+        compare: ["a", "--answers", "b"],
+        retrieve: ["--corpus", "a", "--questions", "b", "--out", "c"],
+        soup: ["a", "--run", "b"],
+    }
     line = refused(script, [*needed.get(script, []), "--nothing\n\x1b[31merror: x" + "y" * 5000], capsys)
     assert line.startswith("error: unrecognized arguments: --nothing\\n\\x1b[31merror: x")
     name = f"-m ksat.{script.__name__.rpartition('.')[2]}" if script in (retrieve, soup) else ""
@@ -98,4 +107,6 @@ def test_what_is_no_flag_is_one_line_with_the_way_to_the_usage(
 def test_the_usage_is_named_as_it_is_called() -> None:
     result = subprocess.run([sys.executable, str(ROOT / "compare.py")], capture_output=True, text=True, check=False)
     assert result.returncode == EXIT_BAD_INPUT
-    assert result.stderr == "error: the following arguments are required: CSV, --answers; see python compare.py --help\n"
+    assert (
+        result.stderr == "error: the following arguments are required: CSV, --answers; see python compare.py --help\n"
+    )

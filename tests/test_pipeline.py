@@ -658,7 +658,15 @@ def test_a_base_that_can_t_be_loaded_leaves_the_run_that_overwrite_would_replace
 
 
 @pytest.mark.parametrize(
-    ("type_flag", "value"), [("--epochs", "0"), ("--rank", "x"), ("--weight-decay", "inf"), ("--alpha", "inf"), ("--pack-tokens", "-1"), ("--engine", "vllm")]
+    ("type_flag", "value"),
+    [
+        ("--epochs", "0"),
+        ("--rank", "x"),
+        ("--weight-decay", "inf"),
+        ("--alpha", "inf"),
+        ("--pack-tokens", "-1"),
+        ("--engine", "vllm"),
+    ],
 )
 def test_flags_that_argparse_refuses(
     here: Path, capsys: pytest.CaptureFixture[str], type_flag: str, value: str

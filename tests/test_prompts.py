@@ -174,7 +174,11 @@ def test_the_templates_that_we_ship(path: Path) -> None:
         ("[user]\n{question}", "label", r"the field \{choices\} is missing from \[user\]; --score-by label needs it"),
         ("[system]\n{choices}\n[user]\n{question}", "label", r"\{choices\} is missing from \[user\]"),
         ("[user]\n{choices}", "text", "--score-by text lists no choices"),
-        ("[user]\n{choices}\n[user]\n{choices}", "label", r"a line \[system\] or \[user\] stands there twice; keep one of each"),
+        (
+            "[user]\n{choices}\n[user]\n{choices}",
+            "label",
+            r"a line \[system\] or \[user\] stands there twice; keep one of each",
+        ),
         ("[system]\n{labels}\n[user]\n{question}", "text", "--score-by text lists no choices"),
     ],
 )

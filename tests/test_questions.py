@@ -62,10 +62,14 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     assert read_questions(path)[0].id == "a"
 
 
-@pytest.mark.parametrize("answer", ["٣", "１", "01", "+1", "1_0", "1.", "0x1", "1e0", "³", "True", "9" * 400, "9" * 5000])
+@pytest.mark.parametrize(
+    "answer", ["٣", "１", "01", "+1", "1_0", "1.", "0x1", "1e0", "³", "True", "9" * 400, "9" * 5000]
+)
 def test_flattened_answers_that_only_python_takes_for_numbers(tmp_path: Path, answer: str) -> None:
     row = {"id": "a", "paragraph": "p", "question": "q", "choices": "['x', 'y', 'z']", "answer": answer}
-    with pytest.raises(InputError, match=r"x.csv: 1 of the rows have an answer of the wrong type \(id 'a': '.*\); expected"):
+    with pytest.raises(
+        InputError, match=r"x.csv: 1 of the rows have an answer of the wrong type \(id 'a': '.*\); expected"
+    ):
         read_questions(write_rows(tmp_path / "x.csv", [row]))
 
 
@@ -134,7 +138,11 @@ def test_equal_choices_are_accepted_and_named_once(tmp_path: Path, capsys: pytes
     """The competition's own files have them, so they are no error; but of two equal choices one is often mistyped."""
     rows = [
         {"id": row_id, "paragraph": "p", "problems": problems(choices=choices)}
-        for row_id, choices in (("a", ["가 나", "가\xa0 나", "다"]), ("b", ["가나", "가 나"]), ("c", ["1", "2", "2", "1"]))
+        for row_id, choices in (
+            ("a", ["가 나", "가\xa0 나", "다"]),
+            ("b", ["가나", "가 나"]),
+            ("c", ["1", "2", "2", "1"]),
+        )
     ]
     path = write_rows(tmp_path / "x.csv", rows)
     for _ in range(2):
@@ -214,7 +222,10 @@ def test_mistake_13_no_eval_no_bool_flags_and_no_tokens_in_the_source() -> None:
         ({"problems": problems(choices=list("abcdef"))}, r"wrong number of choices \(id '.*': 6\)"),
         ({"problems": problems(choices=["a", 2])}, r"have a choice that is empty or not text \(id '.*': \['a', 2\]\)"),
         ({"problems": problems(choices=["a", " "])}, "have a choice that is empty or not text"),
-        ({"problems": problems(choices=["a", "\0"])}, r"have a choice that is empty or not text \(id '.*': \['a', '\\x00'\]\)"),
+        (
+            {"problems": problems(choices=["a", "\0"])},
+            r"have a choice that is empty or not text \(id '.*': \['a', '\\x00'\]\)",
+        ),
         ({"problems": problems(choices=["a", "\u200b\u2060"])}, r"have a choice that is empty or not text .*\\u200b"),
         ({"problems": problems(choices=["a", "\ufeff \x1b"])}, "have a choice that is empty or not text"),
         ({"problems": problems(choices=["a", "\u3164\u115f\ufe0f"])}, "have a choice that is empty or not text"),
@@ -223,16 +234,25 @@ def test_mistake_13_no_eval_no_bool_flags_and_no_tokens_in_the_source() -> None:
             r"have half of a character \(a lone surrogate\) \(id '.*425': '\\ud800' in 'q\\ud800'\); write the character itself",
         ),
         ({"problems": "{'question': 'q', 'choices': ['a', 'b\\udfff']}"}, r"have half of a character .*'\\udfff' in"),
-        ({"problems": "{'question': 'q', 'choices': ['a', 'b'], 'question_plus': '\\ud83d'}"}, "have half of a character"),
+        (
+            {"problems": "{'question': 'q', 'choices': ['a', 'b'], 'question_plus': '\\ud83d'}"},
+            "have half of a character",
+        ),
         (
             {"problems": "{'question': 'a', 'choices': ['a', 'b'], 'question': 'b'}"},
             r"have a key twice in 'problems' \(id '.*': 'question'\); keep one of each",
         ),
         ({"problems": "{'question': 'a', 'choices': ['a', 'b'], 'answer': 1, 'answer': 2}"}, "a key twice .*'answer'"),
         ({"problems": problems(answer=1)[:-1] + ", " + "1" * 5000 + ": 1}"}, "not a Python literal"),
-        ({"problems": problems(answer=1)[:-1].replace("1", hex(10**5000)) + "}"}, "out of range .*int with more digits than"),
+        (
+            {"problems": problems(answer=1)[:-1].replace("1", hex(10**5000)) + "}"},
+            "out of range .*int with more digits than",
+        ),
         ({"problems": f"{{'question': {hex(10**5000)}, 'choices': []}}"}, "a question that is not text"),
-        ({"problems": f"{{'question': '', 'choices': ['a', {hex(10**5000)}]}}"}, "a choice that is empty or not text .*more digits"),
+        (
+            {"problems": f"{{'question': '', 'choices': ['a', {hex(10**5000)}]}}"},
+            "a choice that is empty or not text .*more digits",
+        ),
         ({"problems": f"{{{hex(10**5000)}: ''}}"}, "have no 'question' .*more digits than can be printed"),
         ({"problems": "[" * 100_000}, "not a Python literal"),
         ({"problems": "{'a':" * 100_000}, "not a Python literal"),
