@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import positive
+from ksat.flags import ArgumentParser, file_path, path_text, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,17 +24,23 @@ COMPARISONS = Path("comparisons")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add(
         "runs",
         nargs="+",
-        type=Path,
+        type=file_path,
         metavar="CSV",
         help="probability files of the same questions, out of fold or held out",
     )
-    add("--answers", type=Path, required=True, metavar="CSV", help="labelled questions, or id,answer with --questions")
-    add("--questions", type=Path, metavar="CSV", help="the questions, where --answers has labels alone")
+    add(
+        "--answers",
+        type=file_path,
+        required=True,
+        metavar="CSV",
+        help="labelled questions, or id,answer with --questions",
+    )
+    add("--questions", type=file_path, metavar="CSV", help="the questions, where --answers has labels alone")
     add(
         "--half",
         type=positive,
@@ -42,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="questions in one half of the leaderboard (default: half of those compared)",
     )
     add("--pick-two", action="store_true", help="name the two submissions to select for the end, and why")
-    add("--out", metavar="NAME", help="write the comparison to comparisons/NAME/")
+    add("--out", type=path_text, metavar="NAME", help="write the comparison to comparisons/NAME/")
     add("--overwrite", action="store_true", help="replace the comparison of that name")
     return parser
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import data_file
+from ksat.flags import ArgumentParser, data_file, file_path, number, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +36,12 @@ DEFAULT_TEST = Path("data/test.csv")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     members = parser.add_argument_group("members")
-    members.add_argument("members", nargs="*", type=Path, metavar="CSV", help="probability files, or id,answer files")
-    members.add_argument("--test", type=Path, metavar="CSV", help="test questions: row order, number of choices")
+    members.add_argument(
+        "members", nargs="*", type=file_path, metavar="CSV", help="probability files, or id,answer files"
+    )
+    members.add_argument("--test", type=file_path, metavar="CSV", help="test questions: row order, number of choices")
     blend = parser.add_argument_group("blend")
     blend.add_argument(
         "--method",
@@ -48,11 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="weighted mean, weighted geometric mean (both may be fitted), or votes (default: soft)",
     )
     blend.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="one positive weight a member, any scale; default: equal"
+        "--weights", nargs="+", type=number, metavar="W", help="one positive weight a member, any scale; default: equal"
     )
     blend.add_argument(
         "--margin",
-        type=float,
+        type=number,
         default=0.0,
         metavar="M",
         help="where the blend's top two are less than M apart, take the member that is surest (default: 0, never)",
@@ -61,36 +63,40 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--fit",
         nargs="+",
-        type=Path,
+        type=file_path,
         metavar="CSV",
         help="out-of-fold files: fits a temperature and a weight for each to --answers, and says whether that is worth it",
     )
     fit.add_argument(
         "--greedy", action="store_true", help="of --fit: pick members one after the other (Caruana) instead"
     )
-    fit.add_argument("--apply", type=Path, metavar="JSON", help="blend the members, in --fit's order, as it recommends")
+    fit.add_argument(
+        "--apply", type=file_path, metavar="JSON", help="blend the members, in --fit's order, as it recommends"
+    )
     fit.add_argument(
         "--fitted", action="store_true", help="of --apply: the fitted weights even where equal ones are recommended"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", metavar="NAME", help="name in submissions/, or a path without its ending")
+    output.add_argument(
+        "--out", type=path_text, metavar="NAME", help="name in submissions/, or a path without its ending"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
-    output.add_argument("--answers", type=Path, metavar="CSV", help="gold answers: prints the metrics of all")
+    output.add_argument("--answers", type=file_path, metavar="CSV", help="gold answers: prints the metrics of all")
     check = parser.add_argument_group("before and after the upload")
     check.add_argument(
         "--check",
-        type=Path,
+        type=file_path,
         metavar="CSV",
         help="validate this submission against --test (default: data/test.csv, else the samples)",
     )
     check.add_argument(
-        "--log", type=Path, metavar="CSV", help="enter this submission, or its scores, in submissions/log.csv"
+        "--log", type=file_path, metavar="CSV", help="enter this submission, or its scores, in submissions/log.csv"
     )
     check.add_argument(
-        "--oof", type=Path, metavar="CSV", help="of --log: out-of-fold file of the same blend; needs --answers"
+        "--oof", type=file_path, metavar="CSV", help="of --log: out-of-fold file of the same blend; needs --answers"
     )
-    check.add_argument("--public", type=float, metavar="S", help="of --log: what the leaderboard said, 0 to 1")
-    check.add_argument("--private", type=float, metavar="S", help="of --log: what it said in the end, 0 to 1")
+    check.add_argument("--public", type=number, metavar="S", help="of --log: what the leaderboard said, 0 to 1")
+    check.add_argument("--private", type=number, metavar="S", help="of --log: what it said in the end, 0 to 1")
     return parser
 
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from ksat.devices import GPUS, Device, find_device
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, given_engine_flags, positive
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    given_engine_flags,
+    path_list,
+    path_text,
+    positive,
+)
 
 if TYPE_CHECKING:
     from ksat.bases import KnownBase
@@ -27,28 +36,40 @@ EXPLORATIONS = Path("explorations")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: the fit table by default, a comparison of bases with --score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("what fits").add_argument
     add("--gpu", choices=tuple(GPUS), help="the card to plan for (default: this machine's)")
     add("--rank", type=positive, metavar="R", help="of the LoRA (default: 64, as in train.py)")
-    add("--explain", metavar="BASE", help="show the arithmetic behind a base's row")
+    add("--explain", type=file_name, metavar="BASE", help="show the arithmetic behind a base's row")
     add(
         "--bases",
+        type=path_list,
         metavar="A,B,...",
         help="only these: known ones, others by their config; with --score, also base:nf4 or base:none",
     )
     add = parser.add_argument_group("which answers best").add_argument
     add(
         "--score",
+        type=file_name,
         metavar="CSV",
         help="labelled questions; each of --bases scores them, untuned, in a process of its own",
     )
-    add("--answers", metavar="CSV", help="gold answers, if --score has none")
+    add("--answers", type=file_name, metavar="CSV", help="gold answers, if --score has none")
     add("--limit", type=positive, metavar="N", help="score the first N questions")
     add("--finetune", action="store_true", help="train each base first, with train.py's defaults")
-    add("--train", metavar="CSV", help="what --finetune trains on (default: data/train.csv, else the samples)")
-    add("--leaderboard", metavar="CSV", help="scores that you know, base,public,private: shown beside ours")
-    add("--out", metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
+    add(
+        "--train",
+        type=file_name,
+        metavar="CSV",
+        help="what --finetune trains on (default: data/train.csv, else the samples)",
+    )
+    add(
+        "--leaderboard",
+        type=file_name,
+        metavar="CSV",
+        help="scores that you know, base,public,private: shown beside ours",
+    )
+    add("--out", type=path_text, metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
     add("--overwrite", action="store_true", help="replace what was made of other questions, flags or versions there")
     add_engine_flags(parser)
     return parser
@@ -226,4 +247,4 @@ def _draw(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", uni
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "with --score the same command goes on with what is scored"))

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.context import NO_CONTEXT, ContextRule
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    not_negative,
+    path_text,
+    positive,
+    require_label,
+)
 from ksat.orders import ONE_ORDER, ChoiceOrders
 
 if TYPE_CHECKING:
@@ -26,10 +35,15 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. What a checkpoint knows is inherited from it; a flag that contradicts it is refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("model").add_argument
-    add("--ckpt", metavar="FOLDER", help="a run of train.py, checkpoints/<run>")
-    add("--base", metavar="BASE", help="an untuned base instead: hub name, folder, embedded or embedded-small")
+    add("--ckpt", type=file_name, metavar="FOLDER", help="a run of train.py, checkpoints/<run>")
+    add(
+        "--base",
+        type=file_name,
+        metavar="BASE",
+        help="an untuned base instead: hub name, folder, embedded or embedded-small",
+    )
     add(
         "--score-by",
         choices=("label", "text"),
@@ -40,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("nf4", "none"),
         help="of the weights while loading (default: the run's; nf4 on CUDA, none for embedded bases and on the CPU)",
     )
-    add("--prompt", metavar="FILE", help="replaces the prompt's wording, for untuned bases")
+    add("--prompt", type=file_name, metavar="FILE", help="replaces the prompt's wording, for untuned bases")
     add(
         "--context-when",
         type=ContextRule.parse,
@@ -61,7 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="put N training questions before each, for untuned bases (default: 0)",
     )
-    add("--train", metavar="CSV", help="where the shots come from (default: data/train.csv, else the samples)")
+    add(
+        "--train",
+        type=file_name,
+        metavar="CSV",
+        help="where the shots come from (default: data/train.csv, else the samples)",
+    )
     add(
         "--choice-orders",
         type=ChoiceOrders.parse,
@@ -77,11 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
         "label only",
     )
     add = parser.add_argument_group("data").add_argument
-    add("--test", metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
-    add("--answers", metavar="CSV", help="gold answers, to print metrics; not needed if --test has them")
+    add("--test", type=file_name, metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
+    add(
+        "--answers", type=file_name, metavar="CSV", help="gold answers, to print metrics; not needed if --test has them"
+    )
     add("--limit", type=positive, metavar="N", help="score the first N questions")
     add(
         "--out",
+        type=path_text,
         metavar="NAME",
         help="submissions/NAME, or a path's stem (default: the run's or the base's name, and what else is asked for)",
     )
@@ -348,4 +370,4 @@ def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "the same command goes on with what is scored"))

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.context import ContextRule
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    not_negative,
+    number,
+    positive,
+    require_label,
+)
 from ksat.orders import ChoiceOrders
 
 if TYPE_CHECKING:
@@ -42,19 +51,18 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. No default stands here: with --resume it is the run's, else it depends on the base."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__, allow_abbrev=False)
     add = parser.add_argument_group("data").add_argument
     add(
         "--train",
         nargs="+",
+        type=file_name,
         metavar="CSV",
         help="labelled CSVs; only the first is validated on (default: data/train.csv, else the samples)",
     )
     add(
         "--valid-fraction",
-        type=float,
+        type=number,
         metavar="F",
         help="share of the first file to validate on, 0 to 0.5; 0 trains on every row (default: 0.1)",
     )
@@ -64,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="a prompt's limit; longer ones lose the middle of the passage (default: 4096)",
     )
-    add("--prompt", metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
+    add("--prompt", type=file_name, metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
     add(
         "--context-when",
         type=ContextRule.parse,
@@ -91,23 +99,31 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data-report", action="store_true", help="train nothing: say what is in the data, and write it to reports/")
     add(
         "--against",
+        type=file_name,
         metavar="CSV",
         help="of the report: compare with this file as well (default: data/test.csv if it is there)",
     )
     add(
-        "--oof", metavar="CSV", help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong"
+        "--oof",
+        type=file_name,
+        metavar="CSV",
+        help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong",
     )
     add = parser.add_argument_group("run").add_argument
     add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
     add("--resume", action="store_true", help="go on with --run after an interruption")
     add("--overwrite", action="store_true", help="replace --run, or the report, if it exists")
     add(
-        "--seed", type=int, metavar="N", help="of the split, the fresh LoRA and the order of the questions (default: 0)"
+        "--seed",
+        type=not_negative,
+        metavar="N",
+        help="of the split, the fresh LoRA and the order of the questions (default: 0)",
     )
     add("--report-to", metavar="LOGGER", help="log to wandb, tensorboard, ... as well (default: none)")
     add = parser.add_argument_group("base").add_argument
     add(
         "--base",
+        type=file_name,
         metavar="BASE",
         help="hub name, folder, embedded or embedded-small (default: the largest known base that fits)",
     )
@@ -142,17 +158,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--alpha",
-        type=float,
+        type=number,
         metavar="A",
         help="the update is scaled by A/sqrt(R), without rsLoRA by A/R (default: the A that makes it 2)",
     )
-    add("--dropout", type=float, metavar="P", help="of the LoRA's inputs, 0 to 1 (default: 0)")
+    add("--dropout", type=number, metavar="P", help="of the LoRA's inputs, 0 to 1 (default: 0)")
     add("--rslora", action=argparse.BooleanOptionalAction, help="rank-stabilised scaling (default: on)")
     add("--epochs", type=positive, metavar="N", help="passes over the training rows (default: 2)")
-    add("--lr", type=float, metavar="RATE", help="peak learning rate (default: 5e-5; embedded: 3e-4)")
+    add("--lr", type=number, metavar="RATE", help="peak learning rate (default: 5e-5; embedded: 3e-4)")
     add("--schedule", choices=("cosine", "linear", "constant"), help="of the rate after warm-up (default: cosine)")
-    add("--warmup", type=float, metavar="F", help="share of the steps in which the rate rises, 0 to 1 (default: 0.05)")
-    add("--weight-decay", type=float, metavar="W", help="of AdamW (default: 0.01)")
+    add("--warmup", type=number, metavar="F", help="share of the steps in which the rate rises, 0 to 1 (default: 0.05)")
+    add("--weight-decay", type=number, metavar="W", help="of AdamW (default: 0.01)")
     add(
         "--questions-per-step",
         type=positive,
@@ -613,4 +629,4 @@ def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "a run goes on with --run NAME --resume, --all with the same command"))

@@ -1,6 +1,7 @@
 """Our scripts as processes of their own: one that dies takes nobody with it, and its memory goes back."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ def run_script(command: Sequence[str], log: Path) -> str:
     with log.open("a", encoding="utf-8") as file:
         # A child that outlives us would score the same base twice once we are started again.
         process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=_die_with_parent
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"}, preexec_fn=_die_with_parent,
         )  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -106,23 +106,78 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        InputError: no such file, not JSON, or not an object.
+        InputError: no such file, a folder, not UTF-8, not JSON, or not an object.
     """
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(text)
+        if "\\ud" in text.lower():  # a lone surrogate is no text: it could be neither tokenised nor written
+            json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); the file is cut or was edited") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply for Python, or has an integer of more than 4,300 digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_text(path: Path, place: str = "") -> str:
+    """The text of a UTF-8 file, without its byte-order mark, its line ends as they are.
+
+    Args:
+        path: the file.
+        place: what messages begin with, such as "--prompt FILE"; the path unless given.
+
+    Raises:
+        InputError: no such file, a folder, not UTF-8, or it can't be read.
+    """
+    place = place or str(path)
+    try:
+        with _open(path, place) as file:
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{place}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save the file as UTF-8"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    """Hex digest of a file's bytes.
+
+    Raises:
+        InputError: no such file, a folder, or it can't be read.
+    """
+    with _open(path, str(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _open(path: Path, place: str) -> Iterator[IO[bytes]]:
+    """A file's bytes; that it can't be read becomes a line."""
+    if "\0" in str(path):
+        raise InputError(f"{place}: has a NUL in its name; check the path")
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{place}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{place}: a folder where a file is expected; name the file in it") from error
+    except OSError as error:
+        raise InputError(
+            f"{place}: can't be read ({error.strerror or error}); check the path and its rights"
+        ) from error
 
 
 def require_name(flag: str, name: str) -> str:

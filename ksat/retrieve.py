@@ -21,7 +21,7 @@ from ksat.bm25 import Index
 from ksat.corpus import cut_passages, read_corpus
 from ksat.errors import InputError, exit_code
 from ksat.files import claim_outputs, csv_writer
-from ksat.flags import positive
+from ksat.flags import ArgumentParser, file_path, positive
 from ksat.kinds import find_kind
 from ksat.questions import Question, read_csv_rows, read_questions
 from ksat.tables import markdown_table
@@ -138,13 +138,23 @@ def format_report(questions: Sequence[Question], contexts: Sequence[Context]) ->
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ksat.retrieve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__, prog="python -m ksat.retrieve")
     add = parser.add_argument
-    add("--corpus", required=True, type=Path, metavar="FILE", help="JSON lines, or a MediaWiki dump: .xml, .xml.bz2")
-    add("--questions", required=True, type=Path, metavar="CSV", help="the competition's file, with or without answers")
-    add("--out", required=True, type=Path, metavar="CSV", help="where to write it with its context")
+    add(
+        "--corpus",
+        required=True,
+        type=file_path,
+        metavar="FILE",
+        help="JSON lines, or a MediaWiki dump: .xml, .xml.bz2",
+    )
+    add(
+        "--questions",
+        required=True,
+        type=file_path,
+        metavar="CSV",
+        help="the competition's file, with or without answers",
+    )
+    add("--out", required=True, type=file_path, metavar="CSV", help="where to write it with its context")
     add("--top", type=positive, default=3, metavar="N", help="passages a question at most (default: 3)")
     add(
         "--max-characters",

@@ -8,7 +8,6 @@ what the members' ranks cost together. Only runs with one base, prompt and way o
 """
 
 import argparse
-import math
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
 from ksat.errors import InputError, exit_code
 from ksat.files import file_sha256, write_atomic, write_json
-from ksat.flags import positive
+from ksat.flags import ArgumentParser, file_name, number, positive
 from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
 
 CHECKPOINTS = Path("checkpoints")
@@ -119,11 +118,9 @@ def write_soup(folder: Path, soup: Soup, run: Run, config: dict[str, Any], *, ov
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ksat.soup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__, prog="python -m ksat.soup")
     add = parser.add_argument
-    add("runs", nargs="+", metavar="FOLDER", help="finished runs, checkpoints/<run>")
+    add("runs", nargs="+", type=file_name, metavar="FOLDER", help="finished runs, checkpoints/<run>")
     add("--run", required=True, metavar="NAME", help="the soup's own name, checkpoints/NAME")
     add("--weights", nargs="+", type=_positive_number, metavar="W", help="one a run, in any unit (default: equal)")
     add(
@@ -143,8 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
+    value = number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ksat.errors import InputError
-from ksat.files import csv_writer, file_sha256, lock, read_json, write_atomic
-from ksat.questions import read_csv_rows, read_table, require_columns
+from ksat.files import csv_writer, file_sha256, lock, read_json, read_text, write_atomic
+from ksat.questions import read_table, require_columns
 from ksat.tables import markdown_table
 
 FEWEST_FOR_CORRELATION = 5
@@ -56,7 +56,7 @@ def read_log(path: Path) -> list[Submission]:
     Raises:
         InputError: a column is missing, or a score is no share from 0 to 1.
     """
-    if not path.exists() or len(read_csv_rows(path)) < 2:
+    if not path.exists() or not read_text(path).strip().partition("\n")[2]:
         return []
     table = read_table(path)
     require_columns(table, path, COLUMNS)

@@ -32,7 +32,10 @@ def whole(text: str) -> list[str | None]:
 
 
 def write_killed_at(
-    step: int, monkeypatch: pytest.MonkeyPatch, write: Callable[[], None], names: tuple[str, ...] = ("replace", "unlink")
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[], None],
+    names: tuple[str, ...] = ("replace", "unlink"),
 ) -> bool:
     """Runs `write` and ends it before its step-th rename or removal; whether it came that far."""
     calls = []

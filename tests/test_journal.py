@@ -74,7 +74,7 @@ def test_whatever_is_garbled_no_other_score_is_read(tmp_path: Path, capsys: pyte
             at = generator.randrange(len(garbled))
             how = generator.randrange(4)
             if how == 0:
-                garbled[at] = generator.choice(b"0123456789.-, \n[]{}\"q\xff\x00")
+                garbled[at] = generator.choice(b'0123456789.-, \n[]{}"q\xff\x00')
             elif how == 1:
                 del garbled[at : at + generator.randint(1, 40)]
             elif how == 2:

@@ -465,7 +465,7 @@ def test_ctrl_c_exits_130_and_the_work_goes_on(
 
     monkeypatch.setattr(LanguageModel, "choice_scores", interrupt)
     assert exit_code(main) == EXIT_INTERRUPTED
-    assert "interrupted; inference goes on with the same command, training with --resume" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\ninterrupted; the same command starts anew\n")
     assert exit_code(main) == EXIT_DONE
     if script == "train":
         assert_unbroken("stopped")
@@ -523,14 +523,10 @@ TRAIN_REFUSALS = {
     "no prompt file": ([*TRAIN, "--prompt", "nowhere.txt"], r"--prompt nowhere.txt: no such file"),
     "prompt too long": ([*TRAIN, "--max-tokens", "9"], r"more than --max-tokens 9 even without its passage"),
     "lr 0": ([*TRAIN, "--lr", "0"], r"--lr 0.0: expected above 0"),
-    "lr nan": ([*TRAIN, "--lr", "nan"], r"--lr nan: expected above 0"),
     "dropout 1": ([*TRAIN, "--dropout", "1"], r"--dropout 1.0: expected 0 to 1"),
     "warmup 1": ([*TRAIN, "--warmup", "1"], r"--warmup 1.0: expected 0 to 1"),
     "weight decay": ([*TRAIN, "--weight-decay", "-1"], r"--weight-decay -1.0: expected 0 or more"),
-    "weight decay inf": ([*TRAIN, "--weight-decay", "inf"], r"--weight-decay inf: expected 0 or more"),
     "alpha 0": ([*TRAIN, "--alpha", "0"], r"--alpha 0.0: expected above 0"),
-    "alpha inf": ([*TRAIN, "--alpha", "inf"], r"--alpha inf: expected above 0"),
-    "seed": ([*TRAIN, "--seed", "-1"], r"--seed -1: expected 0 to 4294967295"),
     "valid fraction": ([*TRAIN, "--valid-fraction", "0.6"], r"--valid-fraction 0.6: expected 0"),
     "logger": ([*TRAIN, "--report-to", "nothing", "--run", "n"], r"--report-to nothing: "),
     "resume without a name": ([*TRAIN, "--resume"], r"--resume: name the interrupted run with --run"),
@@ -662,7 +658,15 @@ def test_a_base_that_can_t_be_loaded_leaves_the_run_that_overwrite_would_replace
 
 
 @pytest.mark.parametrize(
-    ("type_flag", "value"), [("--epochs", "0"), ("--rank", "x"), ("--pack-tokens", "-1"), ("--engine", "vllm")]
+    ("type_flag", "value"),
+    [
+        ("--epochs", "0"),
+        ("--rank", "x"),
+        ("--weight-decay", "inf"),
+        ("--alpha", "inf"),
+        ("--pack-tokens", "-1"),
+        ("--engine", "vllm"),
+    ],
 )
 def test_flags_that_argparse_refuses(
     here: Path, capsys: pytest.CaptureFixture[str], type_flag: str, value: str

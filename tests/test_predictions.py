@@ -278,7 +278,9 @@ def test_where_outputs_go(out: str, stem: str) -> None:
     assert (paths.probs, paths.submission, paths.report) == paths.all
 
 
-@pytest.mark.parametrize("out", ["", " ", "folder/", ".csv", "folder/.probs.csv", "..", "a/..", "a/.b", "x" * 201, "a\nb"])
+@pytest.mark.parametrize(
+    "out", ["", " ", "folder/", ".csv", "folder/.probs.csv", "..", "a/..", "a/.b", "x" * 201, "a\nb"]
+)
 def test_outputs_need_a_name(out: str) -> None:
     with pytest.raises(InputError, match="--out '.*expected|--out 'a.*does not print"):
         submission_paths(out)
@@ -300,7 +302,7 @@ def test_of_three_outputs_none_is_written_if_one_fails(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", open_)
-        with pytest.raises(InputError, match=rf"can't be written \(No space left on device\)"):
+        with pytest.raises(InputError, match=r"can't be written \(No space left on device\)"):
             write_all(tmp_path / "x", overwrite=True)
     assert [path.read_bytes() for path in paths] == before
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
