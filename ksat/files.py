@@ -119,6 +119,10 @@ def require_name(flag: str, name: str) -> str:
     return name
 
 
+class LockedError(InputError):
+    """Another process is at work on it."""
+
+
 @contextlib.contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
     """Holds what `path` names: no other process gets it meanwhile. A lock ends with its process, also with one that was killed.
@@ -128,7 +132,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         what: for the message.
 
     Raises:
-        InputError: another process holds it.
+        LockedError: another process holds it.
     """
     held = path.with_name(f".{path.name}.lock")
     try:
@@ -136,7 +140,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         with FileLock(held, timeout=0):
             yield
     except Timeout as error:
-        raise InputError(
+        raise LockedError(
             f"{path}: another process is at work on this {what}; wait for it, or choose another name"
         ) from error
 
