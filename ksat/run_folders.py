@@ -127,13 +127,15 @@ def claim_fresh_run(stem: str) -> Iterator[RunFolder]:
 
 
 def settle_run(place: Path) -> None:
-    """Puts in order what a kill has left of a run, if nobody is at work on it.
+    """Puts in order what a kill has left of a run, if there is something and nobody is at work on it.
 
     Raises:
         InputError: see RunFolder.settle.
     """
-    with contextlib.suppress(LockedError), lock(place, "run"):
-        RunFolder(place).settle()
+    run = RunFolder(place)
+    if any(path.exists() for path in (run.place, run.new, run.old)):
+        with contextlib.suppress(LockedError), lock(place, "run"):
+            run.settle()
 
 
 def require_replaceable(place: Path) -> None:
