@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ksat.devices import GPUS, Device, find_device
 from ksat.errors import InputError, exit_code
+from ksat.files import require_name
 from ksat.flags import (
     ArgumentParser,
     add_engine_flags,
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         _score(args)
         return
     for name in ("answers", "limit", "finetune", "train", "leaderboard", "out", "overwrite"):
-        if getattr(args, name):
+        if getattr(args, name) not in (None, False):
             raise InputError(f"--{name} needs --score CSV: it is about scoring bases")
     _fit(args)
 
@@ -129,9 +130,8 @@ def _find_or_read(name: str, args: argparse.Namespace) -> "KnownBase":
 
 
 def _score(args: argparse.Namespace) -> None:
-    from filelock import FileLock, Timeout
-
     from ksat.exploration import parse_candidates, require_same, run_candidate
+    from ksat.files import lock
     from ksat.predictions import read_answers
     from ksat.questions import read_questions
     from ksat.standings import judge, make_row, read_leaderboard
@@ -153,16 +153,11 @@ def _score(args: argparse.Namespace) -> None:
     if settings.folder.exists() and not settings.folder.is_dir():
         raise InputError(f"{settings.folder} is a file; choose another --out")
     settings.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(settings.folder / ".lock", timeout=0):
-            for candidate in candidates:
-                require_same(candidate, settings)
-            rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
-            _report(args, settings, rows, judged)
-    except Timeout as error:
-        raise InputError(
-            f"{settings.folder}: another exploration is at work there; wait for it, or choose another --out"
-        ) from error
+    with lock(settings.folder, "exploration"):
+        for candidate in candidates:
+            require_same(candidate, settings)
+        rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
+        _report(args, settings, rows, judged)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -173,9 +168,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
         train, _ = data_file(args.train, "--train", Path("data/train.csv"))
     elif args.train:
         raise InputError("--train needs --finetune: untuned bases are not trained")
-    name = args.out or Path(args.score).stem + ("-tuned" if args.finetune else "")
-    if "/" in name or name in (".", ".."):
-        raise InputError(f"--out {name}: expected a name; the folder is explorations/<name>")
+    name = args.out if args.out is not None else Path(args.score).stem + ("-tuned" if args.finetune else "")
+    require_name("--out", name)
     flags, device = tuple(given_engine_flags(args)), find_device(args.device).name
     return Settings(Path(args.score), EXPLORATIONS / name, flags, args.limit, train, device, args.overwrite)
 

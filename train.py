@@ -10,6 +10,7 @@ accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 """
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.context import ContextRule
 from ksat.errors import InputError, exit_code
+from ksat.files import require_name
 from ksat.flags import (
     ArgumentParser,
     add_engine_flags,
@@ -31,14 +33,26 @@ from ksat.flags import (
     require_label,
 )
 from ksat.orders import ChoiceOrders
+from ksat.run_folders import (
+    CHECKPOINTS,
+    SEAL,
+    RunFolder,
+    claim_fresh_run,
+    claim_run,
+    read_sealed_json,
+    remove_run,
+    require_run,
+    write_sealed_json,
+)
 
 if TYPE_CHECKING:
     from ksat.devices import Device
     from ksat.encoding import EncodedQuestion, Encoder
     from ksat.folds import Folds
     from ksat.questions import Question
+    from ksat.validation import Validation
 
-CHECKPOINTS, REPORTS = Path("checkpoints"), Path("reports")
+REPORTS = Path("reports")
 DEFAULT_TEST = Path("data/test.csv")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
@@ -189,21 +203,31 @@ def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
     args = build_parser().parse_args(argv)
     _check_fold_flags(args)
-    stored = _stored_settings(args)
-    files, are_samples = _training_files(args, stored)
+    if args.run is not None:
+        require_name("--run", args.run)
     if args.data_report:
-        _report_data(args, files)
+        _report_data(args, _training_files(args, {})[0])
         return
     if args.against or args.oof:
         raise InputError("--against and --oof are for --data-report; training takes neither")
     if args.all:
-        _train_all_folds(args, sys.argv[1:] if argv is None else argv, files)
+        _train_all_folds(args, sys.argv[1:] if argv is None else argv, _training_files(args, {})[0])
         return
+    with contextlib.ExitStack() as held:
+        _train_run(args, held)
+
+
+def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
+    """Trains one run; `held` keeps its lock, from before anything of it is read until it is complete."""
     from ksat import processes
     from ksat.context import take_context
     from ksat.devices import open_device
     from ksat.questions import read_questions
 
+    run = held.enter_context(claim_run(args.run)) if args.run and processes.is_main() else None
+    folder = _choose_folder(args, run) if run else None
+    stored = _stored_settings(args)
+    files, are_samples = _training_files(args, stored)
     tables = [(path, read_questions(path, labelled=True)) for path in files]
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     settings = _resolve(args, stored, files, device, are_samples)
@@ -211,9 +235,19 @@ def main(argv: list[str] | None = None) -> None:
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
     train_rows, valid_rows, folds = _split(tables, settings)
-    folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
+    if run is None and processes.is_main():
+        run = held.enter_context(claim_fresh_run(_default_name(settings)))
+        folder = run.place
+    folder = processes.agree(folder)
     _announce(settings, device, train_rows, valid_rows)
-    _train(folder, settings, args, device, train_rows, valid_rows, folds)
+    validation = _train(folder, settings, args, device, train_rows, valid_rows, folds)
+    if run is not None:
+        validation.warn_if_control_is_better()
+        _finish(folder, settings, validation)
+        run.settle()
+        print(
+            f"wrote {run.place}: adapter of epoch {validation.best_epoch}; score with: python inference.py --ckpt {run.place}"
+        )
 
 
 def _train(
@@ -224,10 +258,9 @@ def _train(
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
     folds: "Folds | None",
-) -> None:
+) -> "Validation":
     from ksat import processes
     from ksat.encoding import Encoder
-    from ksat.files import write_json
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
@@ -267,11 +300,11 @@ def _train(
     )
 
     if processes.is_main():
-        if args.overwrite and folder.exists():
-            shutil.rmtree(folder)
+        if not args.resume and folder.exists():  # one in the making that is started anew, now that this one loads
+            remove_run(folder)
+        write_sealed_json(folder / "settings.json", settings)
         if folds is not None:
             write_folds(folder / "folds.csv", folds)
-        write_json(folder / "settings.json", settings)
     processes.wait()  # no process may see what an overwritten run has left
 
     validation = Validation(
@@ -307,9 +340,7 @@ def _train(
             after_epoch=validation.after_epoch,
             memory=StepMemory(model, plan),
         )
-    if processes.is_main():
-        validation.warn_if_control_is_better()
-        _finish(folder, settings, validation)
+    return validation
 
 
 def _check_fold_flags(args: argparse.Namespace) -> None:
@@ -341,12 +372,14 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
     from ksat.crossval import CrossValidation, cross_validate
     from ksat.files import file_sha256
 
+    require_name("--run", f"{args.run}-fold{args.folds - 1}")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--run")
     for flag in ("--all", "--overwrite"):
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
-    key = {"flags": flags, "files": {str(path): file_sha256(path) for path in files}}
+    own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
+    key = {"flags": own.parse_known_args(argv)[1], "files": {str(path): file_sha256(path) for path in files}}
     plan = CrossValidation(args.run, args.folds, tuple(flags), key, CHECKPOINTS)
     cross_validate(plan, files[0], limit=args.limit, overwrite=args.overwrite)
 
@@ -372,17 +405,18 @@ def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the run that --resume goes on with, {} for a new run."""
     if not args.resume:
         return {}
-    from ksat.files import read_json
-
     if not args.run or args.overwrite:
         raise InputError("--resume: name the interrupted run with --run, and leave --overwrite out")
-    folder = CHECKPOINTS / args.run
-    if (folder / "run.json").exists():
-        raise InputError(f"--resume: {folder} is finished; score with python inference.py --ckpt {folder}")
-    if not (folder / "settings.json").exists():
-        started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("*/settings.json"))) or "none"
-        raise InputError(f"--resume: {folder} was never started; runs there: {started}")
-    return read_json(folder / "settings.json")
+    run = RunFolder(CHECKPOINTS / args.run)
+    if (run.making / "run.json").exists():
+        raise InputError(f"--resume: {run.place} is finished; score with python inference.py --ckpt {run.place}")
+    if not (run.making / "settings.json").exists():
+        started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("[!.]*/settings.json"))) or "none"
+        raise InputError(f"--resume: {run.place} was never started; runs there: {started}")
+    try:
+        return read_sealed_json(run.making / "settings.json")
+    except InputError as error:
+        raise InputError(f"{error}; start the run anew with --overwrite") from error
 
 
 def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[list[Path], bool]:
@@ -522,28 +556,31 @@ def _hold_out_fold(
     return [first[i] for i in train_index] + kept, held_out, folds
 
 
-def _run_folder(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
-    """checkpoints/<run>; a fresh name unless --run is given.
+def _default_name(settings: dict[str, Any]) -> str:
+    base = settings["base"].rstrip("/").rsplit("/", 1)[-1]
+    return f"{base}-{settings['score_by']}-r{settings['rank']}-lr{settings['lr']:g}-e{settings['epochs']}-s{settings['seed']}"
+
+
+def _choose_folder(args: argparse.Namespace, run: RunFolder) -> Path:
+    """Where a named run is trained: where it was begun, in its place, or beside what --overwrite replaces.
 
     Raises:
-        InputError: the name is a path, or the folder exists without --resume or --overwrite.
+        InputError: there is something without --resume or --overwrite, or what is to be replaced is no run.
     """
-    if args.run is None:
-        base = settings["base"].rstrip("/").rsplit("/", 1)[-1]
-        stem = f"{base}-{settings['score_by']}-r{settings['rank']}-lr{settings['lr']:g}-e{settings['epochs']}-s{settings['seed']}"
-        names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
-        return next(CHECKPOINTS / name for name in names if not (CHECKPOINTS / name).exists())
-    if Path(args.run).name != args.run or args.run in (".", ".."):
-        raise InputError(f"--run {args.run!r}: expected a name without slashes; runs are folders in checkpoints/")
-    folder: Path = CHECKPOINTS / args.run
-    if folder.exists() and not (args.resume or args.overwrite):
+    if args.resume:
+        return run.making
+    if args.overwrite:
+        if run.is_taken:
+            require_run(run.place)
+        return run.new if run.is_taken or run.new.exists() else run.place
+    if run.is_taken or run.new.exists():
         remedy = (
             "choose another --run or --overwrite"
-            if (folder / "run.json").exists()
+            if (run.making / "run.json").exists()
             else "--resume goes on, --overwrite starts anew"
         )
-        raise InputError(f"--run {args.run}: {folder} exists; {remedy}")
-    return folder
+        raise InputError(f"--run {args.run}: {run.place} exists; {remedy}")
+    return run.place
 
 
 def _announce(
@@ -590,25 +627,15 @@ def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
         )
 
 
-def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
-    """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
+def _finish(folder: Path, settings: dict[str, Any], validation: "Validation") -> None:
+    """Puts the best epoch's adapter in its place and writes run.json last; RunFolder.settle does what is left then."""
     from ksat.devices import peak_memory_gib
-    from ksat.files import file_sha256, read_json, write_json
+    from ksat.files import file_sha256, write_json
     from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
 
-    adapter, best = folder / ADAPTER_FOLDER, folder / f"epoch-{validation.best_epoch}"
-    shutil.rmtree(adapter, ignore_errors=True)
-    try:
-        shutil.copytree(best, adapter)
-    except OSError as error:
-        raise InputError(f"{adapter}: can't be written ({error}); free space, then --resume") from error
-    if (adapter / "validation.probs.csv").exists():
-        (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
-    config = read_json(adapter / "adapter_config.json")
-    write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": settings["base"]})
+    adapter = folder / ADAPTER_FOLDER
+    _copy_results(folder, adapter, best=folder / f"epoch-{validation.best_epoch}", base=settings["base"])
     write_json(folder / "metrics.json", validation.progress | {"peak_memory_gib": round(peak_memory_gib(), 2)})
-    if (log := folder / "trainer" / "log.jsonl").exists():
-        shutil.copy(log, folder / "log.jsonl")
     run = Run(
         base=settings["base"],
         score_by=settings["score_by"],
@@ -622,10 +649,24 @@ def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
         versions=library_versions(),
     )
     write_run(folder, run)
-    shutil.rmtree(best)
-    shutil.rmtree(folder / "trainer")
-    (folder / "progress.json").unlink()
-    print(f"wrote {folder}: adapter of epoch {validation.best_epoch}; score with: python inference.py --ckpt {folder}")
+
+
+def _copy_results(folder: Path, adapter: Path, *, best: Path, base: str) -> None:
+    """Copies what training has left: the best epoch's adapter and validation probabilities, the log."""
+    from ksat.children import how_to_go_on
+    from ksat.files import read_json, write_json
+
+    try:
+        shutil.rmtree(adapter, ignore_errors=True)
+        shutil.copytree(best, adapter, ignore=shutil.ignore_patterns(SEAL))
+        if (adapter / "validation.probs.csv").exists():
+            (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
+        if (log := folder / "trainer" / "log.jsonl").exists():
+            shutil.copy(log, folder / "log.jsonl")
+    except OSError as error:
+        raise InputError(f"{folder}: can't be written ({error}); free space, then {how_to_go_on()}") from error
+    config = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": base})
 
 
 if __name__ == "__main__":

@@ -197,6 +197,10 @@ def require_name(flag: str, name: str) -> str:
     return name
 
 
+class LockedError(InputError):
+    """Another process is at work on it."""
+
+
 @contextlib.contextmanager
 def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
     """Holds what `path` names: no other process gets it meanwhile. A lock ends with its process, also with one that was killed.
@@ -207,7 +211,8 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         wait: seconds to wait for another process.
 
     Raises:
-        InputError: another process holds it, or its folder can't be written.
+        LockedError: another process holds it.
+        InputError: its folder can't be written.
     """
     held = path.with_name(f".{path.name}.lock")
     own = FileLock(held, timeout=wait)
@@ -215,7 +220,7 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         held.parent.mkdir(parents=True, exist_ok=True)
         own.acquire()
     except Timeout as error:
-        raise InputError(
+        raise LockedError(
             f"{path}: another process is at work on this {what}; wait for it, or choose another name"
         ) from error
     except OSError as error:

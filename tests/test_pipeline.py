@@ -102,6 +102,8 @@ def test_log_and_metrics_cover_every_step_and_epoch(here: Path) -> None:
     num_train = 16 - metrics["control"]["num_questions"]
     num_steps = 3 * -(-num_train // 4)
     assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, num_steps + 1))
+    mean = np.mean([entry["loss"] for entry in log if "loss" in entry])
+    assert log[-1] == {"step": num_steps, "epoch": 3.0, "train_loss": pytest.approx(mean)}
     assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2, 3]
 
 
@@ -311,6 +313,11 @@ def assert_unbroken(run: str) -> None:
     assert (folder / "validation.probs.csv").read_bytes() == (whole / "validation.probs.csv").read_bytes()
     one, other = (read_json(path / "metrics.json") for path in (folder, whole))
     assert {**one, "peak_memory_gib": 0} == {**other, "peak_memory_gib": 0}
+    assert (folder / "log.jsonl").read_text() == (
+        whole / "log.jsonl"
+    ).read_text()  # each step once, and their mean loss
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (folder / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +325,8 @@ def assert_unbroken(run: str) -> None:
     [
         "ksat.validation.Validation.control",  # before anything
         "ksat.training.RunCallback.on_train_begin",
-        "ksat.training.write_text",  # epoch 1 is in progress.json, its trainer checkpoint has no mark
+        "ksat.training.seal",  # epoch 1 is in progress.json, its trainer checkpoint has no mark
+        "ksat.validation.seal",  # trained for an epoch, its adapter has no mark
         "shutil.copytree",  # trained, not finished
         "ksat.runs.write_run",  # all but the marker
     ],
@@ -364,8 +372,6 @@ def test_training_goes_on_in_the_middle_of_an_epoch(here: Path, monkeypatch: pyt
     assert checkpoint.name == "checkpoint-5"
     run_train("--run", "middle", "--epochs", "3", "--resume")
     assert_unbroken("middle")
-    steps = [json.loads(line)["step"] for line in Path("checkpoints/middle/log.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps)  # the killed step was logged once, by the run that finished it
 
 
 def test_a_resumed_run_keeps_how_it_is_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,11 +483,11 @@ def test_ctrl_c_exits_130_and_the_work_goes_on(
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file with its size and time of change."""
+    """Every file with its size and time of change, but for locks, which stay empty."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.endswith(".lock")
     }
 
 
@@ -518,8 +524,12 @@ TRAIN_REFUSALS = {
     "base without config.json": (["--base", "data", *CPU], r"--base data: the folder has no config.json"),
     "no CUDA": ([*TRAIN, "--device", "cuda"], r"--device cuda: torch sees no CUDA GPU"),
     "run exists": ([*TRAIN, "--run", "full"], r"--run full: checkpoints/full exists; choose another --run or --overwrite"),
-    "run is a path": ([*TRAIN, "--run", "a/b"], r"--run 'a/b': expected a name without slashes"),
-    "run is ..": ([*TRAIN, "--run", ".."], r"--run '..': expected a name"),
+    "run is a path": ([*TRAIN, "--run", "a/b"], r"--run 'a/b': expected a plain name, without slashes"),
+    "run is ..": ([*TRAIN, "--run", ".."], r"--run '..': expected a plain name"),
+    "run is nothing": ([*TRAIN, "--run", "", "--overwrite"], r"--run '': expected a name"),
+    "all runs are nothing": ([*TRAIN, "--run", "", "--overwrite", "--all", "--folds", "2"], r"--run '': expected a name"),
+    "run is blank": ([*TRAIN, "--run", " ", "--overwrite"], r"--run ' ': expected a name"),
+    "run is too long": ([*TRAIN, "--run", "가" * 70, "--overwrite"], r"210 bytes long, expected at most 200"),
     "no prompt file": ([*TRAIN, "--prompt", "nowhere.txt"], r"--prompt nowhere.txt: no such file"),
     "prompt too long": ([*TRAIN, "--max-tokens", "9"], r"more than --max-tokens 9 even without its passage"),
     "lr 0": ([*TRAIN, "--lr", "0"], r"--lr 0.0: expected above 0"),
