@@ -214,7 +214,7 @@ def _train(
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
-    from ksat.files import write_json
+    from ksat.runs import write_settings
 
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
@@ -236,6 +236,7 @@ def _train(
     )
     lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
     model = load(load_settings, lora=lora, seed=settings["seed"])
+    _require_same_base(settings)
     encoder = Encoder(
         model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
     )
@@ -255,7 +256,7 @@ def _train(
             shutil.rmtree(folder)
         if folds is not None:
             write_folds(folder / "folds.csv", folds)
-        write_json(folder / "settings.json", settings)
+        write_settings(folder, settings)
     processes.wait()  # no process may see what an overwritten run has left
 
     validation = Validation(
@@ -356,7 +357,7 @@ def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the run that --resume goes on with, {} for a new run."""
     if not args.resume:
         return {}
-    from ksat.files import read_json
+    from ksat.runs import read_settings
 
     if not args.run or args.overwrite:
         raise InputError("--resume: name the interrupted run with --run, and leave --overwrite out")
@@ -366,7 +367,7 @@ def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     if not (folder / "settings.json").exists():
         started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("*/settings.json"))) or "none"
         raise InputError(f"--resume: {folder} was never started; runs there: {started}")
-    return read_json(folder / "settings.json")
+    return read_settings(folder)
 
 
 def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[list[Path], bool]:
@@ -402,6 +403,7 @@ def _resolve(
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
+    settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
     if settings["folds"]:
         settings["valid_fraction"] = 0.0
     if settings["alpha"] is None:
@@ -442,18 +444,29 @@ def _resolve(
 
 
 def _check_ranges(settings: dict[str, Any]) -> None:
-    rules = {
-        "lr": (0 < settings["lr"] <= 1, "above 0, at most 1"),
-        "dropout": (0 <= settings["dropout"] < 1, "0 to 1"),
-        "warmup": (0 <= settings["warmup"] < 1, "0 to 1"),
-        "weight_decay": (0 <= settings["weight_decay"] < math.inf, "0 or more"),
-        "alpha": (0 < settings["alpha"] < math.inf, "above 0"),
-        "seed": (0 <= settings["seed"] < 2**32, f"0 to {2**32 - 1}"),
-        "valid_fraction": (0 <= settings["valid_fraction"] <= 0.5, "0 (train on every row) to 0.5"),
-    }
-    for name, (holds, expected) in rules.items():
-        if not holds:
+    from ksat.runs import SETTING_RULES
+
+    for name in ("lr", "dropout", "warmup", "weight_decay", "alpha", "seed", "valid_fraction"):
+        holds, expected = SETTING_RULES[name]
+        if not holds(settings[name]):
             raise InputError(f"--{name.replace('_', '-')} {settings[name]}: expected {expected}")
+
+
+def _require_same_base(settings: dict[str, Any]) -> None:
+    """Notes in the settings which base was loaded.
+
+    Raises:
+        InputError: it is not the one that the resumed run was started on.
+    """
+    from ksat.identity import identify_base, name_difference
+
+    found = identify_base(settings["base"])
+    if difference := name_difference(settings["base_identity"] or {}, found):
+        raise InputError(
+            f"--resume: --base {settings['base']} is not the one that the run was started on ({difference}); put that one back, or start "
+            "another --run"
+        )
+    settings["base_identity"] = found
 
 
 def _split(
@@ -578,7 +591,7 @@ def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
     """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
     from ksat.devices import peak_memory_gib
     from ksat.files import file_sha256, read_json, write_json
-    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
+    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, library_versions, write_run
 
     adapter, best = folder / ADAPTER_FOLDER, folder / f"epoch-{validation.best_epoch}"
     shutil.rmtree(adapter, ignore_errors=True)
@@ -588,19 +601,21 @@ def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
         raise InputError(f"{adapter}: can't be written ({error}); free space, then --resume") from error
     if (adapter / "validation.probs.csv").exists():
         (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
-    config = read_json(adapter / "adapter_config.json")
-    write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": settings["base"]})
+    config = read_json(adapter / CONFIG_FILE)
+    write_json(adapter / CONFIG_FILE, config | {"base_model_name_or_path": settings["base"]})
     write_json(folder / "metrics.json", validation.progress | {"peak_memory_gib": round(peak_memory_gib(), 2)})
     if (log := folder / "trainer" / "log.jsonl").exists():
         shutil.copy(log, folder / "log.jsonl")
     run = Run(
         base=settings["base"],
+        base_identity=settings["base_identity"],
         score_by=settings["score_by"],
         template=settings["template"],
         max_tokens=settings["max_tokens"],
         scale=validation.scale,
         quantization=settings["quantization"],
         adapter_sha256=file_sha256(adapter / ADAPTER_FILE),
+        adapter_config_sha256=file_sha256(adapter / CONFIG_FILE),
         settings=settings | {"best_epoch": validation.best_epoch},
         data=settings["data"],
         versions=library_versions(),

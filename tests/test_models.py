@@ -151,7 +151,7 @@ def no_tokenizer(folder: Path) -> None:
     [
         (no_config, r"the folder has no config.json; expected a model in the Hugging Face layout"),
         (cut_config, r"can't be loaded \(.*config.json.* is not a valid JSON file"),
-        (odd_config, r"can't be loaded \(its config.json: ZeroDivisionError: "),
+        (odd_config, r"can't be loaded \(its files: ZeroDivisionError: "),
         (other_weights, r"can't be loaded \(its weights lack 4 of the model's tensors, .*k_norm.weight first"),
         (no_weights, r"can't be loaded \(.*no file named model.safetensors"),
         (cut_weights, r"can't be loaded \(Error while deserializing header"),
