@@ -157,8 +157,6 @@ def reseal(folder: Path, **fields: Any) -> None:
         "adapter_config_sha256": file_sha256(adapter.with_name(CONFIG_FILE)),
     }
     content = read_json(folder / "run.json")
-    from ksat.runs import Run
-
     run = Run(**{name: content[name] for name in Run.__slots__})
     write_run(folder, replace(run, **{**hashes, **fields}))
     read_run(folder)
