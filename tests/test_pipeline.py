@@ -730,7 +730,7 @@ def test_disk_full_while_inference_writes(
         run_inference("--ckpt", "checkpoints/full", "--out", str(tmp_path / "x"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ksat.predictions.os.fsync", no_space)
+        patch.setattr("os.fsync", no_space)
         assert exit_code(main) == EXIT_BAD_INPUT
     assert "can't be written (No space left on device)" in capsys.readouterr().err
     assert not list(tmp_path.glob("x*csv"))
