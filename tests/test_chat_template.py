@@ -31,7 +31,7 @@ BROKEN = {
     "memory by format": ("{{ '%10000000000d' % (messages | length) }}", r"(takes more than 1 GiB|fails \()"),
     "memory by doubling": (
         "{% set x = namespace(y='aaaaaaaa') %}{% for i in range(60) %}{% set x.y = x.y ~ x.y %}{% endfor %}",
-        r"takes more than 1 GiB of memory",
+        r"takes more than (1 GiB|1 seconds)",
     ),
     "power": ("{% set n = messages | length %}{{ (n + 9) ** (10 ** 9) }}", r"takes more than (1 seconds|1 GiB)"),
     "power of constants": ("{{ 9 ** 9 ** 9 ** 9 }}", r"takes more than (1 seconds|1 GiB)"),
