@@ -101,7 +101,8 @@ def write_soup(place: RunFolder, soup: Soup, run: Run, config: dict[str, Any]) -
         write_json(adapter.with_name("adapter_config.json"), config | plain | {"base_model_name_or_path": run.base})
         write_run(place.new, replace(run, adapter_sha256=file_sha256(adapter)))
     except InputError:
-        remove_run(place.new)
+        if place.new.exists():
+            remove_run(place.new)
         raise
     place.settle()
 
