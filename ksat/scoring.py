@@ -87,9 +87,8 @@ def score_questions(
                 continue
             pack = build_pack(questions, rows, layout=model.layout)
             try:
-                with (
-                    torch.no_grad()
-                ):  # not inference_mode: what a model caches here would fail in a later backward pass
+                # not inference_mode: what a model caches here would fail in a later backward pass
+                with torch.no_grad():
                     scores = model.choice_scores(pack).double().cpu().numpy()
             except torch.OutOfMemoryError as error:
                 waiting = _halved(questions, rows, waiting, error)
