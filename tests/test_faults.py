@@ -29,7 +29,7 @@ from ksat.validation import Validation
 
 CPU = ("--device", "cpu", "--engine", "transformers")
 SCALE = 2.5
-MAX_TOKENS = 110
+MAX_TOKENS = 93  # the long passages need up to 131, and no question more than 75 without its passage
 LEARNING_RATE = 0.01
 WORDING = "글:\n{passage}\n물음: {question}{question_plus}\n대답:"
 # Log loss on the validation rows by epoch, 0 for the untuned base: the second epoch is the best, and two more end the patience.
@@ -81,6 +81,12 @@ def encoder(model: LanguageModel, wording: str = WORDING, max_tokens: int = MAX_
     return Encoder(model.tokenizer, PromptTemplate("", wording), "text", max_tokens=max_tokens)
 
 
+def make_rows(num_rows: int, first: int = 0) -> list[Question]:
+    """Questions of which every second has a long passage."""
+    rows = make_questions(num_rows, first=first, share_passages=False)
+    return [replace(row, passage=" ".join([row.passage] * (1 + 2 * (i % 2)))) for i, row in enumerate(rows)]
+
+
 def probabilities(scores: np.ndarray[Any, Any], scale: float) -> np.ndarray[Any, Any]:
     """(N, 5) the softmax of scale * scores, written out."""
     masses = np.exp(scale * scores)
@@ -112,8 +118,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         patch.setattr(ksat.validation, "compute_metrics", scripted)
         patch.setattr(Validation, "after_epoch", record_epoch)
         patch.setattr(ksat.training, "train", record_questions)
-        write_questions(Path("data/train.csv"), make_questions(12))
-        write_questions(Path("data/test.csv"), make_questions(6, first=40), labelled=False)
+        write_questions(Path("data/train.csv"), make_rows(12))
+        write_questions(Path("data/test.csv"), make_rows(6, first=40), labelled=False)
         Path("prompt.txt").write_text(f"[user]\n{WORDING}\n", encoding="utf-8")
         prompt = ("--score-by", "text", "--prompt", "prompt.txt", "--max-tokens", str(MAX_TOKENS))
         loss = ("--epochs", "6", "--patience", str(PATIENCE), "--valid-fraction", "0.25", "--warmup", "0.5")
@@ -145,7 +151,7 @@ def test_the_loss_is_of_the_run_s_prompts_at_its_scale(trained: Trained) -> None
 
 def test_prompts_are_cut_to_the_limit_of_tokens_in_training_and_inference(trained: Trained) -> None:
     assert max(len(question.prompt_ids) for question in trained.encoded) <= MAX_TOKENS
-    assert sum(question.num_cut_characters > 0 for question in trained.encoded) >= 4
+    assert sum(question.num_cut_characters > 0 for question in trained.encoded) >= 2
     assert read_json(trained.folder / "submissions" / "exact.probs.json")["num_cut"] >= 2
 
 
