@@ -9,6 +9,7 @@ from typing import Any
 
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json, write_json
+from ksat.run_folders import settle_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: no such folder, not finished, written by another version, or its adapter is missing, cut or changed.
     """
+    if not folder.is_dir():
+        settle_run(folder)  # a kill between two renames may have left it beside its place
     if not folder.is_dir():
         raise InputError(f"--ckpt {folder}: no such folder; expected checkpoints/<run> as train.py writes it")
     path = folder / "run.json"

@@ -8,9 +8,6 @@ what the members' ranks cost together. Only runs with one base, prompt and way o
 """
 
 import argparse
-import math
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,11 +16,11 @@ from typing import Any
 
 from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
 from ksat.errors import InputError, exit_code
-from ksat.flags import positive
 from ksat.files import file_sha256, write_atomic, write_json
+from ksat.flags import ArgumentParser, file_name, number, positive
+from ksat.run_folders import RunFolder, claim_run, remove_run, require_run
 from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
 
-CHECKPOINTS = Path("checkpoints")
 SCALE_TOLERANCE = 1e-6
 
 
@@ -73,25 +70,20 @@ def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, sc
     )
 
 
-def write_soup(folder: Path, soup: Soup, run: Run, config: dict[str, Any], *, overwrite: bool = False) -> None:
-    """Writes a finished run: complete beside `folder`, then renamed; an older one goes once the new one is complete.
+def write_soup(place: RunFolder, soup: Soup, run: Run, config: dict[str, Any]) -> None:
+    """Writes a finished run beside its place, which it takes when it is complete.
 
     Args:
-        folder: checkpoints/<name>.
+        place: claimed; what has it is replaced.
         soup: the adapter.
         run: from soup_run.
         config: adapter_config.json of a member; its rank and scaling are replaced.
-        overwrite: replace what is there.
 
     Raises:
-        InputError: the folder exists, or can't be written.
+        InputError: it can't be written; nothing of it is left then.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-
-    if folder.exists() and not overwrite:
-        raise InputError(f"--run {folder.name}: {folder} exists; take another name, or --overwrite")
-    beside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
 
     def save(path: Path) -> None:
         try:
@@ -100,30 +92,24 @@ def write_soup(folder: Path, soup: Soup, run: Run, config: dict[str, Any], *, ov
             raise OSError(str(error)) from error
 
     plain = {"r": soup.rank, "lora_alpha": soup.rank, "use_rslora": False, "lora_dropout": 0.0}
+    if place.new.exists():
+        remove_run(place.new)
+    adapter = place.new / ADAPTER_FOLDER / ADAPTER_FILE
     try:
-        adapter = beside / ADAPTER_FOLDER / ADAPTER_FILE
         write_atomic(adapter, save)
         write_json(adapter.with_name("adapter_config.json"), config | plain | {"base_model_name_or_path": run.base})
-        write_run(beside, replace(run, adapter_sha256=file_sha256(adapter)))
-        if folder.exists():
-            folder.replace(old)
-        beside.replace(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: can't be written ({error.strerror or error}); choose another place") from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        for rest in (beside, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        write_run(place.new, replace(run, adapter_sha256=file_sha256(adapter)))
+    except InputError:
+        remove_run(place.new)
+        raise
+    place.settle()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ksat.soup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__, prog="python -m ksat.soup")
     add = parser.add_argument
-    add("runs", nargs="+", metavar="FOLDER", help="finished runs, checkpoints/<run>")
+    add("runs", nargs="+", type=file_name, metavar="FOLDER", help="finished runs, checkpoints/<run>")
     add("--run", required=True, metavar="NAME", help="the soup's own name, checkpoints/NAME")
     add("--weights", nargs="+", type=_positive_number, metavar="W", help="one a run, in any unit (default: equal)")
     add(
@@ -143,8 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
+    value = number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
@@ -152,14 +138,23 @@ def _positive_number(text: str) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Averages the runs and says what came of it."""
     args = build_parser().parse_args(argv)
-    folders = [Path(run) for run in args.runs]
-    if Path(args.run).name != args.run or args.run in (".", ".."):
-        raise InputError(f"--run {args.run!r}: expected a name without slashes; runs are folders in checkpoints/")
-    folder = CHECKPOINTS / args.run
-    if folder.resolve() in [member.resolve() for member in folders]:
+    with claim_run(args.run) as place:
+        _require_free(args, place)  # before minutes of work, not after them
+        _average(args, place)
+
+
+def _require_free(args: argparse.Namespace, place: RunFolder) -> None:
+    """Raises InputError if the soup would replace one of its members, or anything unasked, or what is no run."""
+    if place.place.resolve() in [Path(member).resolve() for member in args.runs]:
         raise InputError(f"--run {args.run}: is one of the runs to average; take another name")
-    if folder.exists() and not args.overwrite:  # before minutes of work, not after them
-        raise InputError(f"--run {args.run}: {folder} exists; take another name, or --overwrite")
+    if (place.is_taken or place.new.exists()) and not args.overwrite:
+        raise InputError(f"--run {args.run}: {place.place} exists; take another name, or --overwrite")
+    if place.is_taken:
+        require_run(place.place)
+
+
+def _average(args: argparse.Namespace, place: RunFolder) -> None:
+    folder, folders = place.place, [Path(run) for run in args.runs]
     given = args.weights or [1.0] * len(folders)
     if len(given) != len(folders):
         raise InputError(f"--weights: {len(given)} weights for {len(folders)} runs; name one for each")
@@ -168,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     scale = common_scale(members, args.scale)
     weights = [weight / sum(given) for weight in given]
     soup = mean_adapter(members, weights, args.rank)
-    write_soup(folder, soup, soup_run(members, weights, soup, scale), members[0].config, overwrite=args.overwrite)
+    write_soup(place, soup, soup_run(members, weights, soup, scale), members[0].config)
     ranks = "+".join(str(member.rank) for member in members)
     kept = "the exact mean" if args.rank is None else (
         f"{soup.kept:.1%} of the exact mean's Frobenius norm kept, {soup.worst[1]:.1%} in the worst layer, {soup.worst[0]}"

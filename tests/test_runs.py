@@ -95,7 +95,10 @@ def test_json_round_trip_and_nan_is_refused(tmp_path: Path) -> None:
     [
         (None, "x.json: no such file"),
         (b'{"a": 1', r"x.json: not JSON \(.*; the file is cut or was edited"),
-        (b"\xff", "x.json: not JSON"),
+        (b"\xff", r"x.json: not UTF-8 \(byte 0xff at 0\)"),
+        (b"[" * 100_000, r"x.json: not JSON \(nested too deeply\); the file is cut or was edited"),
+        (b'{"a": ' + b"9" * 5000 + b"}", r"x.json: not JSON \(Exceeds the limit"),
+        (rb'{"a": "\ud800"}', r"x.json: not JSON \('utf-8' codec can't encode character '\\ud800'"),
         (b"[1]", "x.json: expected a JSON object, found list"),
     ],
 )

@@ -20,9 +20,10 @@ from ksat import soup
 from ksat.adapter_mean import truncate
 from ksat.devices import Device
 from ksat.errors import InputError
+from ksat.files import file_sha256, read_json
 from ksat.models import LoadSettings, LoraSettings, load
 from ksat.prompts import DEFAULT_TEMPLATES
-from ksat.files import file_sha256, read_json
+from ksat.run_folders import claim_run
 from ksat.runs import Run, read_run, write_run
 
 ROWS = torch.tensor([[5, 9, 33, 120, 7, 64], [3, 200, 41, 8, 90, 11]])
@@ -256,7 +257,8 @@ def test_bad_usage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, message in [
         ([a, "--run", "mean"], "1 run: a soup needs at least two"),
         ([a, b, "--run", "mean", "--weights", "1"], "--weights: 1 weights for 2 runs"),
-        ([a, b, "--run", "a/b"], "--run 'a/b': expected a name without slashes"),
+        ([a, b, "--run", "a/b"], "--run 'a/b': expected a plain name"),
+        ([a, b, "--run", "", "--overwrite"], "--run '': expected a name"),
         ([a, b, "--run", "b", "--overwrite"], "--run b: is one of the runs to average"),
         ([a, "checkpoints/none", "--run", "mean"], "checkpoints/none: no such folder"),
     ]:
@@ -288,11 +290,47 @@ def test_an_existing_run_is_replaced_only_when_asked_and_only_by_a_whole_one(mon
             with pytest.raises(InputError, match="No space left on device"):
                 soup.main([a, b, "--run", name, "--weights", "2", "1", "--overwrite"])
     assert adapter.read_bytes() == before
-    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["a", "b", "mean"]
+    assert runs() == ["a", "b", "mean"]
+    (adapter.parent.parent / "notes.md").write_text("mine")
+    with pytest.raises(InputError, match="checkpoints/mean: holds 'notes.md', which is not of a run"):
+        soup.main([a, b, "--run", "mean", "--overwrite"])
+    (adapter.parent.parent / "notes.md").unlink()
+    with claim_run("mean"), pytest.raises(InputError, match="checkpoints/mean: another process is at work on this run"):
+        soup.main([a, b, "--run", "mean", "--overwrite"])
+    assert adapter.read_bytes() == before
     soup.main([a, b, "--run", "mean", "--weights", "2", "1", "--overwrite"])
     assert adapter.read_bytes() != before
-    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["a", "b", "mean"]
+    assert runs() == ["a", "b", "mean"]
     assert {path.name for path in Path("checkpoints/mean").iterdir()} == {"adapter", "run.json"}
+
+
+def runs() -> list[str]:
+    """All that lies in checkpoints/, but for locks."""
+    return sorted(path.name for path in Path("checkpoints").iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("place", ["ksat.soup.write_run", "ksat.run_folders.RunFolder._take_place"])
+def test_a_soup_that_was_killed_is_made_anew_and_the_old_one_is_there_until_then(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    a, b = str(make_run("a")), str(make_run("b", seed=1))
+    soup.main([a, b, "--run", "mean"])
+    before = read_run(Path("checkpoints/mean"))
+    flags = [a, b, "--run", "mean", "--weights", "2", "1", "--overwrite"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, kill)
+        with pytest.raises(KilledError):
+            soup.main(flags)
+    assert read_run(Path("checkpoints/mean")) == before
+    soup.main(flags)
+    assert read_run(Path("checkpoints/mean")).settings["soup"][0]["weight"] == pytest.approx(2 / 3)
+    assert runs() == ["a", "b", "mean"]
 
 
 def test_members_that_were_never_trained_give_no_update() -> None:

@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would ask the hub fa
 
 import torch
 
+from ksat.files import csv_writer, write_atomic
 from ksat.orders import ChoiceOrders
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question
@@ -84,6 +85,12 @@ def write_questions(path: Path, questions: Iterable[Question], *, labelled: bool
             answer = row.answer if labelled else ""
             problems = {"question": row.question, "choices": list(row.choices), "answer": answer}
             writer.writerow([row.id, row.passage, repr(problems), row.question_plus])
+    return path
+
+
+def write_labels(path: Path, ids: Sequence[str], answers: Iterable[int]) -> Path:
+    """Writes `id,answer`, a submission or gold answers, and returns its path."""
+    write_atomic(path, csv_writer(("id", "answer"), [(i, int(answer)) for i, answer in zip(ids, answers, strict=True)]))
     return path
 
 
