@@ -184,7 +184,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
         template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
-            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "shots": args.shots,
+            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "shots": args.shots,
             "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name,
         }  # fmt: skip
     run = read_run(Path(args.ckpt))
@@ -202,7 +202,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
     print(
         f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
     )
-    names = ("base", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
+    names = ("base", "base_identity", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
     # A run may be asked without its context, or with another rule: that is how its worth is found.
     rule = args.context_when.name if args.context_when else run.settings.get("context_when", "none")
     return {name: getattr(run, name) for name in names} | {
@@ -227,7 +227,6 @@ def _default_name(args: argparse.Namespace, test: Path) -> str:
         args.debias,
         args.limit and f"first-{args.limit}",
         args.dtype != "auto" and args.dtype,
-        args.engine != "auto" and args.engine,
         args.test and test.stem,
     ]
     return re.sub(r"[^\w.-]+", "-", "-".join([model, *(str(part) for part in asked if part)]))
@@ -247,6 +246,7 @@ def _score(
     from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
     from ksat.files import file_sha256
+    from ksat.identity import identify_files, name_difference
     from ksat.journal import Journal
     from ksat.orders import ALL_ORDERS
     from ksat.position_bias import debias, estimate_priors, probed_rows, report_orders
@@ -286,6 +286,14 @@ def _score(
         args.offload_embedding,
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
+    base_files = identify_files(setup["base"])  # of what was just loaded
+    report["base_identity"] = base_files["base"]
+    if (difference := name_difference(setup["base_identity"], report["base_identity"])) and processes.is_main():
+        print(
+            f"warning: --base {setup['base']} is not the one that {args.ckpt} was trained on ({difference}): these are scores of another "
+            "model; put that base back to get the run's own",
+            file=sys.stderr,
+        )
     encoder = Encoder(
         model.tokenizer,
         PromptTemplate(**setup["template"]),
@@ -307,8 +315,9 @@ def _score(
     )
     report["layout"] = model.layout
     # The first thing that is written.
+    key = report | {"base_files": base_files}
     journal = Journal(
-        _journal_path(probs_path), report, pack_tokens=pack_tokens, part=processes.rank(), overwrite=args.overwrite
+        _journal_path(probs_path), key, pack_tokens=pack_tokens, part=processes.rank(), overwrite=args.overwrite
     )
     report["pack_tokens"] = args.pack_tokens or processes.agree(journal.pack_tokens)
     report |= {

@@ -11,7 +11,6 @@ accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 
 import argparse
 import contextlib
-import math
 import os
 import shutil
 import sys
@@ -39,10 +38,8 @@ from ksat.run_folders import (
     RunFolder,
     claim_fresh_run,
     claim_run,
-    read_sealed_json,
     remove_run,
     require_run,
-    write_sealed_json,
 )
 
 if TYPE_CHECKING:
@@ -264,6 +261,7 @@ def _train(
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
+    from ksat.runs import write_settings
 
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
@@ -285,6 +283,7 @@ def _train(
     )
     lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
     model = load(load_settings, lora=lora, seed=settings["seed"])
+    _require_same_base(settings)
     encoder = Encoder(
         model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
     )
@@ -302,7 +301,7 @@ def _train(
     if processes.is_main():
         if not args.resume and folder.exists():  # one in the making that is started anew, now that this one loads
             remove_run(folder)
-        write_sealed_json(folder / "settings.json", settings)
+        write_settings(folder, settings)
         if folds is not None:
             write_folds(folder / "folds.csv", folds)
     processes.wait()  # no process may see what an overwritten run has left
@@ -405,6 +404,8 @@ def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the run that --resume goes on with, {} for a new run."""
     if not args.resume:
         return {}
+    from ksat.runs import read_settings
+
     if not args.run or args.overwrite:
         raise InputError("--resume: name the interrupted run with --run, and leave --overwrite out")
     run = RunFolder(CHECKPOINTS / args.run)
@@ -413,10 +414,7 @@ def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     if not (run.making / "settings.json").exists():
         started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("[!.]*/settings.json"))) or "none"
         raise InputError(f"--resume: {run.place} was never started; runs there: {started}")
-    try:
-        return read_sealed_json(run.making / "settings.json")
-    except InputError as error:
-        raise InputError(f"{error}; start the run anew with --overwrite") from error
+    return read_settings(run.making)
 
 
 def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[list[Path], bool]:
@@ -452,6 +450,7 @@ def _resolve(
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
+    settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
     if settings["folds"]:
         settings["valid_fraction"] = 0.0
     if settings["alpha"] is None:
@@ -492,18 +491,29 @@ def _resolve(
 
 
 def _check_ranges(settings: dict[str, Any]) -> None:
-    rules = {
-        "lr": (0 < settings["lr"] <= 1, "above 0, at most 1"),
-        "dropout": (0 <= settings["dropout"] < 1, "0 to 1"),
-        "warmup": (0 <= settings["warmup"] < 1, "0 to 1"),
-        "weight_decay": (0 <= settings["weight_decay"] < math.inf, "0 or more"),
-        "alpha": (0 < settings["alpha"] < math.inf, "above 0"),
-        "seed": (0 <= settings["seed"] < 2**32, f"0 to {2**32 - 1}"),
-        "valid_fraction": (0 <= settings["valid_fraction"] <= 0.5, "0 (train on every row) to 0.5"),
-    }
-    for name, (holds, expected) in rules.items():
-        if not holds:
+    from ksat.runs import SETTING_RULES
+
+    for name in ("lr", "dropout", "warmup", "weight_decay", "alpha", "seed", "valid_fraction"):
+        holds, expected = SETTING_RULES[name]
+        if not holds(settings[name]):
             raise InputError(f"--{name.replace('_', '-')} {settings[name]}: expected {expected}")
+
+
+def _require_same_base(settings: dict[str, Any]) -> None:
+    """Notes in the settings which base was loaded.
+
+    Raises:
+        InputError: it is not the one that the resumed run was started on.
+    """
+    from ksat.identity import identify_base, name_difference
+
+    found = identify_base(settings["base"])
+    if difference := name_difference(settings["base_identity"] or {}, found):
+        raise InputError(
+            f"--resume: --base {settings['base']} is not the one that the run was started on ({difference}); put that one back, or start "
+            "another --run"
+        )
+    settings["base_identity"] = found
 
 
 def _split(
@@ -631,19 +641,21 @@ def _finish(folder: Path, settings: dict[str, Any], validation: "Validation") ->
     """Puts the best epoch's adapter in its place and writes run.json last; RunFolder.settle does what is left then."""
     from ksat.devices import peak_memory_gib
     from ksat.files import file_sha256, write_json
-    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
+    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, library_versions, write_run
 
     adapter = folder / ADAPTER_FOLDER
     _copy_results(folder, adapter, best=folder / f"epoch-{validation.best_epoch}", base=settings["base"])
     write_json(folder / "metrics.json", validation.progress | {"peak_memory_gib": round(peak_memory_gib(), 2)})
     run = Run(
         base=settings["base"],
+        base_identity=settings["base_identity"],
         score_by=settings["score_by"],
         template=settings["template"],
         max_tokens=settings["max_tokens"],
         scale=validation.scale,
         quantization=settings["quantization"],
         adapter_sha256=file_sha256(adapter / ADAPTER_FILE),
+        adapter_config_sha256=file_sha256(adapter / CONFIG_FILE),
         settings=settings | {"best_epoch": validation.best_epoch},
         data=settings["data"],
         versions=library_versions(),

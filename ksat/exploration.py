@@ -13,6 +13,7 @@ from typing import Any
 from ksat.children import run_script
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json, require_name, write_json
+from ksat.identity import identify_files
 from ksat.journal import Journal
 from ksat.predictions import Predictions, read_probs
 from ksat.prompts import DEFAULT_TEMPLATES
@@ -188,13 +189,10 @@ def _score_key(candidate: Candidate, settings: Settings, adapter: str | None) ->
     return {**_common_key(candidate, settings), **about, "trains": settings.train is not None}
 
 
-def _files(base: str) -> list[list[Any]]:
-    """Name, size and time of a local base's files, so that another one in the same folder is not taken for it."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return []
-    found = ((path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return [[path.name, status.st_size, status.st_mtime_ns] for path, status in found]
+def _files(base: str) -> dict[str, Any]:
+    """A local base's files, so that another one in the same folder is not taken for it; a hub's are not there before they are
+    loaded."""
+    return identify_files(base) if Path(base).is_dir() else {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -9,17 +9,15 @@ anew, and whatever has the place keeps it until the new run is complete.
 """
 
 import contextlib
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ksat.errors import InputError
 from ksat.files import LockedError, file_sha256, lock, read_json, remove_leftovers, require_name, write_json
+from ksat.sealed import read_sealed
 
 CHECKPOINTS = Path("checkpoints")
 # All that our runs hold; what holds anything else is not ours to delete.
@@ -172,7 +170,7 @@ def next_step(place: Path, *, replaced: bool) -> str | None:
     if replaced and run.making == place:
         return "--overwrite"
     try:
-        read_sealed_json(run.making / "settings.json")
+        read_sealed(run.making / "settings.json", None, "start it anew")
     except InputError:  # cut off before its first step, or damaged
         return "--overwrite"
     return "--resume"
@@ -249,24 +247,3 @@ def damaged_file(folder: Path) -> str | None:
 def _hashes(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(files)}
-
-
-def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object with a hash of itself."""
-    write_json(path, {**value, "sha256": _json_sha256(value)})
-
-
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What write_sealed_json wrote.
-
-    Raises:
-        InputError: no such file, or not as it was written.
-    """
-    value = read_json(path)
-    if value.pop("sha256", None) != _json_sha256(value):
-        raise InputError(f"{path}: damaged or edited since it was written")
-    return value
-
-
-def _json_sha256(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -19,7 +19,7 @@ from ksat.errors import InputError, exit_code
 from ksat.files import file_sha256, write_atomic, write_json
 from ksat.flags import ArgumentParser, file_name, number, positive
 from ksat.run_folders import RunFolder, claim_run, remove_run, require_run
-from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
+from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, SCALE_RANGE, Run, library_versions, write_run
 
 SCALE_TOLERANCE = 1e-6
 
@@ -43,7 +43,7 @@ def common_scale(members: Sequence[Member], given: float | None) -> float:
 
 
 def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, scale: float) -> Run:
-    """The soup's run.json, but for its adapter's hash; `settings` tells who is in it.
+    """The soup's run.json, but for its adapter's hashes; `settings` tells who is in it.
 
     Args:
         members: the runs.
@@ -64,6 +64,7 @@ def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, sc
         members[0].run,
         scale=scale,
         adapter_sha256="",
+        adapter_config_sha256="",
         settings=settings,
         data=list(data.values()),
         versions=library_versions(),
@@ -97,8 +98,10 @@ def write_soup(place: RunFolder, soup: Soup, run: Run, config: dict[str, Any]) -
     adapter = place.new / ADAPTER_FOLDER / ADAPTER_FILE
     try:
         write_atomic(adapter, save)
-        write_json(adapter.with_name("adapter_config.json"), config | plain | {"base_model_name_or_path": run.base})
-        write_run(place.new, replace(run, adapter_sha256=file_sha256(adapter)))
+        config_path = adapter.with_name(CONFIG_FILE)
+        write_json(config_path, config | plain | {"base_model_name_or_path": run.base})
+        hashes = {"adapter_sha256": file_sha256(adapter), "adapter_config_sha256": file_sha256(config_path)}
+        write_run(place.new, replace(run, **hashes))
     except InputError:
         remove_run(place.new)
         raise
@@ -120,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--scale",
-        type=_positive_number,
+        type=_scale,
         metavar="S",
         help="factor on the scores before the softmax (default: the runs', where they agree)",
     )
@@ -132,6 +135,13 @@ def _positive_number(text: str) -> float:
     value = number(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _scale(text: str) -> float:
+    value, (low, high) = float(text), SCALE_RANGE
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from {low:g} to {high:g}")
     return value
 
 

@@ -16,8 +16,9 @@ from ksat.language_model import LanguageModel
 from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
 from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question, passage_key
-from ksat.run_folders import damaged_file, is_sealed, read_sealed_json, seal, write_sealed_json
+from ksat.run_folders import damaged_file, is_sealed, seal
 from ksat.scoring import FloatArray, choice_probs, score_questions
+from ksat.sealed import read_sealed, write_sealed
 
 
 class Validation:
@@ -53,7 +54,7 @@ class Validation:
     def _recall(self) -> dict[str, Any]:
         """What an interrupted run knew. Where that is damaged, or the best epoch's adapter, the first step comes next again."""
         try:
-            progress = read_sealed_json(self.path)
+            progress = read_sealed(self.path, None, "it is not used")
             best = self.folder / f"epoch-{progress['best_epoch']}"
             if not progress["epochs"] or (is_sealed(best) and damaged_file(best) is None):
                 return progress
@@ -151,7 +152,7 @@ class Validation:
 
     def _write(self) -> None:
         if processes.is_main():
-            write_sealed_json(self.path, self.progress)
+            write_sealed(self.path, self.progress)
 
     def warn_if_control_is_better(self) -> None:
         """The untuned base is often hard to beat; a user should hear of it before the test set does."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import reseal
 from tiny import base_folder, make_questions, read_probs, read_rows, write_questions
 
 import ensemble
@@ -20,7 +21,9 @@ import inference
 import train
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
 from ksat.files import file_sha256, read_json
+from ksat.identity import identify_base
 from ksat.questions import passage_key, read_questions
+from ksat.runs import write_settings
 
 ROOT = Path(__file__).parent.parent
 LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--valid-fraction", "0.25", "--patience", "9")
@@ -87,6 +90,8 @@ def test_run_json_says_what_inference_needs(here: Path, run: str, score_by: str,
     stored = read_json(Path("checkpoints", run, "run.json"))
     assert (stored["base"], stored["score_by"], stored["quantization"]) == (str(base_folder()), score_by, quantization)
     assert stored["adapter_sha256"] == file_sha256(Path("checkpoints", run, "adapter/adapter_model.safetensors"))
+    assert stored["adapter_config_sha256"] == file_sha256(Path("checkpoints", run, "adapter/adapter_config.json"))
+    assert stored["base_identity"] == identify_base(str(base_folder()))
     assert [entry["sha256"] for entry in stored["data"]] == [file_sha256(Path("data/train.csv"))]
     assert stored["settings"]["rank"] == 8
     assert stored["settings"]["seed"] == 0
@@ -604,9 +609,13 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def edit(**fields: Any) -> Any:
+    """Damage: other values in a JSON file, as an editor would put them there."""
+    return lambda path: path.write_text(json.dumps(read_json(path) | fields))
+
+
 def other_base(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(str(base_folder()), str(base_folder(hidden_size=64))), encoding="utf-8")
+    reseal(path.parent, base=str(base_folder(hidden_size=64)))
 
 
 @pytest.mark.parametrize(
@@ -614,11 +623,21 @@ def other_base(path: Path) -> None:
     [
         ("run.json", Path.unlink, r"no run.json; the run is not finished"),
         ("run.json", cut, r"copy/run.json: not JSON .*cut or was edited"),
-        ("run.json", lambda path: path.write_text('{"format": 0}'), r"another format than 1"),
-        ("run.json", lambda path: path.write_text('{"format": 1}'), r"fields missing or unknown: adapter_sha256, base"),
+        ("run.json", lambda path: path.write_text('{"format": 0}'), r"another format than 2"),
+        (
+            "run.json",
+            lambda path: path.write_text('{"format": 1}'),
+            r"fields missing or unknown: 'adapter_sha256, base",
+        ),
+        ("run.json", edit(scale=1e9), r"run.json: edited or damaged, its content does not fit its own sha256"),
+        ("run.json", edit(quantization="nf4"), r"run.json: edited or damaged"),
+        ("run.json", edit(format=1), r"run.json: edited or damaged"),
         ("adapter/adapter_model.safetensors", cut, r"adapter_model.safetensors: cut or changed \(sha256 "),
         ("adapter/adapter_model.safetensors", Path.unlink, r"adapter_model.safetensors: no such file"),
-        ("adapter/adapter_config.json", cut, r"adapter_config.json: not JSON"),
+        ("adapter/adapter_config.json", cut, r"adapter_config.json: cut or changed"),
+        ("adapter/adapter_config.json", edit(lora_alpha=999), r"adapter_config.json: cut or changed \(sha256 "),
+        ("adapter/adapter_config.json", edit(use_rslora=False), r"adapter_config.json: cut or changed \(sha256 "),
+        ("adapter/adapter_config.json", edit(peft_type="LOHA"), r"adapter_config.json: cut or changed \(sha256 "),
         ("adapter/adapter_config.json", Path.unlink, r"adapter_config.json: no such file"),
         ("run.json", other_base, r"copy/adapter: does not fit --base .*-64 \(.*is the base the one it was trained on"),
     ],
@@ -650,6 +669,18 @@ def test_resume_refuses_what_contradicts_the_run(
         settings = Path("checkpoints/full/settings.json").read_bytes()
         (folder / "settings.json").write_bytes(settings)
     assert_refused(train, [*CPU, "--run", folder.name, "--resume", *flags], match, capsys)
+
+
+def test_resume_refuses_settings_that_were_edited(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("checkpoints/edited")
+    folder.mkdir()
+    settings = read_json(Path("checkpoints/full/settings.json"))
+    (folder / "settings.json").write_text(json.dumps(settings | {"lr": 0.02}))
+    assert_refused(train, [*CPU, "--run", "edited", "--resume"], r"edited/settings.json: edited or damaged", capsys)
+    content = {name: value for name, value in settings.items() if name != "sha256"}
+    write_settings(folder, content | {"base_identity": {"config.json": "0" * 64}})
+    match = r"--resume: --base .* is not the one that the run was started on \(config.json differs, .* is new"
+    assert_refused(train, [*CPU, "--run", "edited", "--resume"], match, capsys)
 
 
 def test_a_started_run_is_not_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -699,7 +730,7 @@ def test_disk_full_while_inference_writes(
         run_inference("--ckpt", "checkpoints/full", "--out", str(tmp_path / "x"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ksat.predictions.os.fsync", no_space)
+        patch.setattr("os.fsync", no_space)
         assert exit_code(main) == EXIT_BAD_INPUT
     assert "can't be written (No space left on device)" in capsys.readouterr().err
     assert not list(tmp_path.glob("x*csv"))

@@ -20,12 +20,11 @@ from ksat.run_folders import (
     damaged_file,
     is_sealed,
     next_step,
-    read_sealed_json,
     require_replaceable,
     seal,
     settle_run,
-    write_sealed_json,
 )
+from ksat.sealed import read_sealed, write_sealed
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def started(folder: Path, text: str = "") -> Path:
     """A run in the making."""
-    write_sealed_json(folder / "settings.json", {"base": "b", "text": text})
+    write_sealed(folder / "settings.json", {"base": "b", "text": text})
     (folder / "trainer/checkpoint-1").mkdir(parents=True)
     (folder / "trainer/checkpoint-1/optimizer.pt").write_text(text)
     (folder / "progress.json").write_text("{}")
@@ -273,11 +272,11 @@ def test_a_seal_tells_any_change(tmp_path: Path) -> None:
 
 def test_a_sealed_json_tells_any_change(tmp_path: Path) -> None:
     path, value = tmp_path / "settings.json", {"lr": 1e-4, "이름": [1, None, 0.1], "nested": {"b": 1, "a": 2}}
-    write_sealed_json(path, value)
-    assert read_sealed_json(path) == value
+    write_sealed(path, value)
+    assert read_sealed(path, None, "") == value
     text = path.read_text(encoding="utf-8")
     for damaged in (text.replace("0.0001", "0.0002"), text.replace("이름", "이룸"), text[: len(text) // 2], "{}"):
         assert damaged != text
         path.write_text(damaged, encoding="utf-8")
-        with pytest.raises(InputError, match=r"settings.json: (damaged or edited since it was written|not JSON)"):
-            read_sealed_json(path)
+        with pytest.raises(InputError, match=r"settings.json: (edited or damaged|not JSON).*"):
+            read_sealed(path, None, "start it anew")
