@@ -78,7 +78,10 @@ use_git_change_detection = false
 def copy_project(folder: Path, room: str) -> None:
     """The project's files as they stand, with mutmut's configuration; those that did not change keep their time."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     names = [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
     for name in names:

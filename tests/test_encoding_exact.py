@@ -60,7 +60,9 @@ def refusing_system(messages: list[dict[str, str]]) -> str:
     return turns(messages)
 
 
-def make_encoder(tokenizer: Any = None, template: PromptTemplate = PLAIN, score_by: Any = "label", **how: Any) -> Encoder:
+def make_encoder(
+    tokenizer: Any = None, template: PromptTemplate = PLAIN, score_by: Any = "label", **how: Any
+) -> Encoder:
     return Encoder(tokenizer or Characters(), template, score_by, **{"max_tokens": 1000} | how)
 
 
@@ -123,9 +125,7 @@ def test_orders_keep_the_choices_their_digits() -> None:
 
 def test_text_has_one_order() -> None:
     encoder = make_encoder(template=BY_TEXT, score_by="text")
-    expected = (
-        r"^--choice-orders 2: --score-by text lists no choices, so they have no order; use --score-by label$"
-    )
+    expected = r"^--choice-orders 2: --score-by text lists no choices, so they have no order; use --score-by label$"
     with pytest.raises(InputError, match=expected):
         encoder.encode_orders(ASKED, ChoiceOrders("cyclic", 2))
     assert encoder.encode_orders(ASKED, ChoiceOrders("cyclic", 1)) == [encoder.encode(ASKED)]
@@ -168,7 +168,9 @@ def test_a_chat_template_gets_the_turns_and_is_asked_for_the_answer_s_beginning(
     encoder = make_encoder(tokenizer, template, shots=[SHOT], num_shots=1)
     assert encoder.encode(ASKED).prompt_ids == ids("<system>Choose.<user>S<assistant>2<user>Q<answer>")
     assert [how["add_generation_prompt"] for how in tokenizer.asked[:2]] == [False, True]  # the first asks for the role
-    assert {how["tokenize"] for how in tokenizer.asked} == {how["enable_thinking"] for how in tokenizer.asked} == {False}
+    assert (
+        {how["tokenize"] for how in tokenizer.asked} == {how["enable_thinking"] for how in tokenizer.asked} == {False}
+    )
 
 
 @pytest.mark.parametrize("chat", [without_system, refusing_system])
