@@ -67,6 +67,7 @@ def _table() -> str:
     """All rows on the sample test, and paired differences to the untuned base with its scale fitted."""
     import numpy as np
 
+    from ksat.files import read_json
     from ksat.metrics import (
         compute_metrics,
         format_difference,
@@ -77,7 +78,6 @@ def _table() -> str:
     )
     from ksat.predictions import align_answers, read_answers, read_probs
     from ksat.questions import passage_key, read_questions
-    from ksat.files import read_json
 
     groups = [passage_key(question) for question in read_questions(TEST)]
     files = {

@@ -210,10 +210,10 @@ def run_blend(args: argparse.Namespace) -> None:
     from ksat.blend_fit import read_fit
     from ksat.blending import agreement, align_members, blend, check_weights, read_member
     from ksat.calibration import tempered
+    from ksat.files import file_sha256, write_json
     from ksat.fitted_blend import apply_blend, margin_fallback
     from ksat.predictions import Predictions, output_paths, write_predictions
     from ksat.questions import read_questions
-    from ksat.files import file_sha256, write_json
 
     paths: list[Path] = args.members
     outputs = output_paths(args.out, args.overwrite)

@@ -194,12 +194,12 @@ def _score(
     from ksat import models, processes
     from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
+    from ksat.files import file_sha256
+    from ksat.journal import Journal
     from ksat.orders import ALL_ORDERS
     from ksat.position_bias import debias, estimate_priors, probed_rows, report_orders
     from ksat.predictions import Predictions
     from ksat.prompts import PromptTemplate
-    from ksat.files import file_sha256
-    from ksat.journal import Journal
     from ksat.runs import library_versions
     from ksat.scoring import average_orders, choice_probs, score_questions
     from ksat.step_memory import scoring_pack_tokens
@@ -308,9 +308,9 @@ def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
 
 
 def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[str, Any]) -> None:
-    from ksat.predictions import write_predictions
     from ksat.files import write_json
     from ksat.journal import Journal
+    from ksat.predictions import write_predictions
 
     probs_path, submission_path = paths
     write_predictions(paths, predictions)

@@ -211,10 +211,10 @@ def _train(
 ) -> None:
     from ksat import processes
     from ksat.encoding import Encoder
+    from ksat.files import write_json
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
-    from ksat.files import write_json
 
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
@@ -384,10 +384,10 @@ def _resolve(
     Raises:
         InputError: a flag contradicts the run that is resumed.
     """
+    from ksat.files import file_sha256
     from ksat.fit import choose_base
     from ksat.models import choose_dtype, choose_engine, default_quantization, is_embedded
     from ksat.prompts import DEFAULT_TEMPLATES, read_template
-    from ksat.files import file_sha256
 
     settings: dict[str, Any] = {"base": args.base or stored.get("base")}
     if settings["base"] is None:

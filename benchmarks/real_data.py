@@ -15,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from ksat.files import read_json
 from ksat.metrics import (
     compute_metrics,
     format_difference,
@@ -25,7 +26,6 @@ from ksat.metrics import (
 )
 from ksat.predictions import align_answers, read_answers, read_probs
 from ksat.questions import passage_key, read_questions
-from ksat.files import read_json
 
 
 def main() -> None:

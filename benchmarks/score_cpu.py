@@ -34,11 +34,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ksat.encoding import EncodedQuestion, Encoder
 from ksat.errors import InputError, exit_code
+from ksat.files import write_json, write_text
 from ksat.flags import positive
 from ksat.orders import ChoiceOrders
 from ksat.prompts import DEFAULT_TEMPLATES, ScoreBy
 from ksat.questions import read_questions
-from ksat.files import write_json, write_text
 from ksat.runs import library_versions
 
 ROOT = Path(__file__).parent.parent

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ksat.calibration import Calibration, calibrate, draw_reliability, format_calibrations
 from ksat.errors import InputError
+from ksat.files import read_json, write_json
 from ksat.fitted_blend import FittedBlend, Pool, from_dict
 from ksat.fitting import NestedGain, fit_blend, greedy_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
 from ksat.predictions import FloatArray, IntArray
-from ksat.files import read_json, write_json
 
 WORTH_IT = "worth it"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ksat.files import write_atomic
 from ksat.metrics import SMALLEST_PROB, fit_scale, row_log_losses, wilson_interval
 from ksat.predictions import FloatArray, IntArray, predicted_answers
-from ksat.files import write_atomic
 from ksat.tables import markdown_table
 
 NUM_BINS = 10

@@ -13,12 +13,12 @@ import numpy as np
 
 from ksat.children import run_script
 from ksat.errors import InputError
+from ksat.files import read_json, write_json
 from ksat.folds import assign_folds
 from ksat.kinds import find_kind
 from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
 from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, read_probs, write_probs
 from ksat.questions import Question, passage_key, read_questions
-from ksat.files import read_json, write_json
 from ksat.runs import read_run
 
 

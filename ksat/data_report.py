@@ -10,11 +10,11 @@ import pandas as pd
 
 from ksat.encoding import Encoder
 from ksat.errors import bad_rows
+from ksat.files import write_atomic, write_text
 from ksat.kinds import find_kind
 from ksat.near_duplicates import near_duplicate_pairs
 from ksat.predictions import Predictions, read_probs
 from ksat.questions import Question, passage_key, read_questions
-from ksat.files import write_atomic, write_text
 from ksat.tables import markdown_table
 
 SUSPICIOUS = 0.05  # out-of-fold probability of the given answer

@@ -13,10 +13,10 @@ from typing import Any
 
 from ksat.children import run_script
 from ksat.errors import InputError
-from ksat.predictions import Predictions, read_probs
-from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.files import file_sha256, read_json, write_json
 from ksat.journal import Journal
+from ksat.predictions import Predictions, read_probs
+from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.runs import library_versions
 
 CHECKPOINTS = Path("checkpoints")  # where train.py puts its runs

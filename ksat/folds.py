@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ksat.errors import InputError
+from ksat.files import write_text
 from ksat.kinds import find_kind
 from ksat.near_duplicates import passage_groups
 from ksat.questions import Question
-from ksat.files import write_text
 
 SEED = 0  # of the cut: never a run's own seed, since runs of different seeds are blended
 

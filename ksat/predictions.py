@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ksat.errors import InputError, bad_rows
+from ksat.files import write_atomic
 from ksat.questions import (
     MAX_CHOICES,
     MIN_CHOICES,
@@ -26,7 +27,6 @@ from ksat.questions import (
     require_columns,
     require_unique_ids,
 )
-from ksat.files import write_atomic
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -22,10 +22,10 @@ import numpy as np
 from ksat.bm25 import Index
 from ksat.corpus import cut_passages, read_corpus
 from ksat.errors import InputError, exit_code
+from ksat.files import write_text
 from ksat.flags import positive
 from ksat.kinds import find_kind
 from ksat.questions import Question, read_questions
-from ksat.files import write_text
 from ksat.tables import markdown_table
 
 # Below this share of the question's weight nothing is found. It takes away what is worthless and no more: on tests/facts.jsonl

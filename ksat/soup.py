@@ -19,8 +19,8 @@ from typing import Any
 
 from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
 from ksat.errors import InputError, exit_code
-from ksat.flags import positive
 from ksat.files import file_sha256, write_atomic, write_json
+from ksat.flags import positive
 from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
 
 CHECKPOINTS = Path("checkpoints")

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ksat.errors import InputError
-from ksat.questions import read_table, require_columns
 from ksat.files import file_sha256, read_json, write_text
+from ksat.questions import read_table, require_columns
 from ksat.tables import markdown_table
 
 FEWEST_FOR_CORRELATION = 5

@@ -24,9 +24,9 @@ from ksat import processes
 from ksat.devices import peak_memory_gib
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
+from ksat.files import write_text
 from ksat.language_model import LanguageModel
 from ksat.packing import Pack, build_pack, plan_packs
-from ksat.files import write_text
 from ksat.scoring import progress_bar
 from ksat.step_memory import StepMemory, out_of_memory
 

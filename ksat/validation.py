@@ -10,11 +10,11 @@ import numpy as np
 
 from ksat import processes
 from ksat.encoding import EncodedQuestion
+from ksat.files import read_json, write_json
 from ksat.language_model import LanguageModel
 from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
 from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question, passage_key
-from ksat.files import read_json, write_json
 from ksat.scoring import FloatArray, choice_probs, score_questions
 
 

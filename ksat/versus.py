@@ -11,11 +11,11 @@ from ksat.blending import Member, align_members
 from ksat.boards import Draws, ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
+from ksat.files import write_atomic
 from ksat.metrics import compute_metrics, format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
-from ksat.files import write_atomic
 from ksat.standings import Judged, Pair, Row, compare_pairs, judge, ranking, recommend, uniform_row
 from ksat.tables import markdown_table
 

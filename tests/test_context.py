@@ -13,10 +13,10 @@ import train
 from ksat.context import ContextRule, take_context
 from ksat.encoding import Encoder
 from ksat.errors import InputError
+from ksat.files import read_json
 from ksat.orders import ALL_ORDERS
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question, read_questions
-from ksat.files import read_json
 
 LABEL = DEFAULT_TEMPLATES["label"].user
 CPU = ["--device", "cpu", "--engine", "transformers"]

@@ -12,10 +12,10 @@ import inference
 import train
 from ksat import crossval
 from ksat.errors import InputError
+from ksat.files import read_json
 from ksat.folds import assign_folds, fold_rows
 from ksat.predictions import read_probs
 from ksat.questions import read_questions
-from ksat.files import read_json
 
 CPU = ["--device", "cpu", "--engine", "transformers"]
 LORA = ["--rank", "4", "--lr", "0.01", "--epochs", "2", "--questions-per-step", "4"]

@@ -12,12 +12,12 @@ import inference
 import train
 from ksat.encoding import Encoder
 from ksat.errors import InputError
+from ksat.files import read_json
 from ksat.language_model import LanguageModel
 from ksat.orders import ChoiceOrders
 from ksat.packing import build_pack
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question, read_questions
-from ksat.files import read_json
 
 CPU = ["--device", "cpu", "--engine", "transformers"]
 NAMED = Question("named", "글이다.", "옳은 것은?", ("가", "나", "①과 ②"), 2)  # its choices have to stay in order

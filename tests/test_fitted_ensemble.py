@@ -8,8 +8,8 @@ import pytest
 
 import ensemble
 from ksat.errors import InputError
-from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
 from ksat.files import read_json
+from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
 from ksat.submission_log import read_log
 
 NUM_ROWS = 240

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from ksat.blending import blend
 from ksat.calibration import tempered
 from ksat.errors import InputError
+from ksat.files import read_json, write_json
 from ksat.fitted_blend import FittedBlend, Pool, apply_blend, from_dict, margin_fallback
 from ksat.fitting import Method, NestedGain, fit_blend, fit_weights, greedy_blend, nested_gain
 from ksat.metrics import Estimate, PairedDifference, row_log_losses
 from ksat.predictions import FloatArray, IntArray, count_choices
-from ksat.files import read_json, write_json
 
 NAN = float("nan")
 POOLS: list[Pool] = ["linear", "log"]

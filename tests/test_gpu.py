@@ -15,9 +15,9 @@ from tiny import base_folder, encode, load_base, make_questions, read_probs, wri
 
 from ksat import attention
 from ksat.devices import Device
+from ksat.files import read_json
 from ksat.models import LoadSettings, LoraSettings, load
 from ksat.packing import build_pack
-from ksat.files import read_json
 from ksat.step_memory import StepMemory, default_pack_tokens, measured_peak, memory_plan
 
 ROOT = Path(__file__).parent.parent

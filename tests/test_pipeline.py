@@ -19,8 +19,8 @@ import ensemble
 import inference
 import train
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
-from ksat.questions import passage_key, read_questions
 from ksat.files import file_sha256, read_json
+from ksat.questions import passage_key, read_questions
 
 ROOT = Path(__file__).parent.parent
 LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--valid-fraction", "0.25", "--patience", "9")

@@ -20,9 +20,9 @@ from ksat import soup
 from ksat.adapter_mean import truncate
 from ksat.devices import Device
 from ksat.errors import InputError
+from ksat.files import file_sha256, read_json
 from ksat.models import LoadSettings, LoraSettings, load
 from ksat.prompts import DEFAULT_TEMPLATES
-from ksat.files import file_sha256, read_json
 from ksat.runs import Run, read_run, write_run
 
 ROWS = torch.tensor([[5, 9, 33, 120, 7, 64], [3, 200, 41, 8, 90, 11]])

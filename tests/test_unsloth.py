@@ -20,9 +20,9 @@ from tiny import base_folder, encode, load_base, make_questions, read_probs, wri
 import inference
 import train
 from ksat.errors import InputError
+from ksat.files import read_json
 from ksat.language_model import LanguageModel
 from ksat.packing import build_pack
-from ksat.files import read_json
 
 ROOT = Path(__file__).parent.parent
 CPU = ["--device", "cpu", "--engine"]

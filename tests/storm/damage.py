@@ -1,0 +1,100 @@
+"""Damaged checkpoints and journals: refused by one line, or the same scores to the last bit; never other scores."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from . import odd
+from .forks import Kill, run
+from .kills import Scenario, expect
+from .world import BASE, OTHER_BASE, World, differences, output_fault, snapshot
+
+NUM_CHECKPOINTS, NUM_JOURNALS = 1000, 200
+RUN = "checkpoints/first"
+# The base's weights are known by their size: whether a bit of them is another one is not promised.
+FILES = (
+    f"{RUN}/run.json", f"{RUN}/run.json", f"{RUN}/adapter/adapter_config.json", f"{RUN}/adapter/adapter_config.json", f"{RUN}/adapter/adapter_model.safetensors",
+    f"{BASE}/config.json", f"{BASE}/tokenizer.json", f"{BASE}/tokenizer_config.json", f"{BASE}/generation_config.json", f"{BASE}/model.safetensors",
+    f"{BASE}/chat_template.jinja",
+)  # fmt: skip
+
+
+def damage(rng: Random, folder: Path) -> str:
+    """Damages one file of a checkpoint; says which and how."""
+    name = rng.choice([name for name in FILES if (folder / name).exists()])
+    path = folder / name
+    ways = ["bytes", "bytes", "cut", "gone", "empty", "another's"] + (["values"] * 6 if path.suffix == ".json" else [])
+    way = rng.choice(["cut", "gone", "empty"] if name.endswith("model.safetensors") and BASE in name else ways)
+    data = path.read_bytes()
+    if way == "bytes":
+        path.write_bytes(odd.mutate_bytes(rng, data))
+    elif way == "cut":
+        path.write_bytes(data[: rng.randrange(len(data))])
+    elif way == "gone":
+        path.unlink()
+    elif way == "empty":
+        path.write_bytes(b"")
+    elif way == "another's":
+        other = folder / name.replace(RUN, "checkpoints/second").replace(BASE, OTHER_BASE)
+        shutil.copyfile(other, path)
+    else:
+        path.write_bytes(odd.to_json(rng, odd.mutate_json(rng, json.loads(data))))
+    return f"{name}, {way}"
+
+
+def prepare_checkpoints(world: World) -> Callable[[int], str]:
+    """Scores with an undamaged run, and returns what damages one and scores."""
+    command = world.score("first", "x", "--limit", "6")
+    expected = expect(Scenario("damage", command), world)
+
+    def case(number: int) -> str:
+        rng = Random(f"damage-checkpoints-{number}")
+        folder = world.copy(f"damage-{number}")
+        what = damage(rng, folder)
+        before = snapshot(folder)
+        ended = run(command, folder)
+        found = snapshot(folder)
+        fault = output_fault(ended.output, ended.code)
+        if not fault and ended.code == 0:
+            other = [
+                name
+                for name in ("submissions/x.probs.csv", "submissions/x.csv")
+                if found.get(name) != expected.new[name]
+            ]
+            fault = "other scores, exit 0" if other else ""
+        elif not fault and (wrong := differences(found, before)):
+            fault = f"refused, but {wrong[0]}"
+        shutil.rmtree(folder)
+        return f"{what}: {fault}" if fault else ""
+
+    return case
+
+
+def prepare_journals(world: World) -> Callable[[int], str]:
+    """Interrupts an inference, and returns what garbles its journal and goes on."""
+    command = world.score("first", "x")
+    expected = expect(Scenario("journal", command), world)
+    killed = world.copy("journal-killed")
+    for at in range(expected.num_changes // 2, 0, -1):  # from where its scores are on the disk and its result is not
+        world.copy("journal-killed")
+        run(command, killed, Kill(at=at))
+        journals = list((killed / "submissions").glob(".x.probs.csv.partial.*"))
+        if journals and not (killed / "submissions/x.csv").exists() and len(journals[0].read_text().splitlines()) > 2:
+            break
+    else:
+        raise RuntimeError("no kill leaves a journal of two scored packs")
+
+    def case(number: int) -> str:
+        rng = Random(f"damage-journals-{number}")
+        folder = world.scratch / f"journal-{number}"
+        shutil.copytree(killed, folder)
+        journal = next((folder / "submissions").glob(".x.probs.csv.partial.*"))
+        journal.write_bytes(odd.mutate_bytes(rng, journal.read_bytes()))
+        ended = run(command, folder)
+        faults = [output_fault(ended.output, ended.code), *differences(snapshot(folder), expected.new)[:2]]
+        shutil.rmtree(folder)
+        return "; ".join(filter(None, faults))
+
+    return case

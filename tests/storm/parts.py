@@ -1,0 +1,141 @@
+"""All parts of the storm, how many cases each has, and the table that comes of them."""
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from . import damage, forks, fuzz, kills
+from .world import World, make_world
+
+Case = Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Cases of one kind.
+
+    Attributes:
+        name: as --only takes it.
+        number: of cases in full.
+        prepare: returns what runs a case by its number and says what went wrong, "" for nothing.
+    """
+
+    name: str
+    number: int
+    prepare: Callable[[World], Case]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a part; `faults` by the number of the case."""
+
+    part: str
+    number: int
+    seconds: float
+    faults: dict[int, str]
+
+
+def all_parts() -> list[Part]:
+    """The parts, quick ones first."""
+    parts = [Part(door.name, door.share, lambda world, door=door: _fuzz_case(door, world)) for door in fuzz.DOORS]  # type: ignore[misc]
+    parts.append(Part("damage-checkpoints", damage.NUM_CHECKPOINTS, damage.prepare_checkpoints))
+    parts.append(Part("damage-journals", damage.NUM_JOURNALS, damage.prepare_journals))
+    for name, (number, _) in kills.CAMPAIGNS.items():
+        parts.append(Part(name, number, lambda world, name=name: kills.prepare_campaign(name, world)))  # type: ignore[misc]
+    return parts + [Part(name, number, prepare) for name, (number, prepare) in kills.PAIRS.items()]
+
+
+def _fuzz_case(door: fuzz.Door, world: World) -> Case:
+    @cache
+    def desk(process: int) -> fuzz.Desk:
+        """Each worker's own, made with its first input."""
+        fuzz.limit_memory()
+        return fuzz.Desk(world, world.scratch / f"desk-{process}")
+
+    return lambda number: fuzz.check(door, number, desk(os.getpid()))
+
+
+def run_part(part: Part, world: World, cases: Sequence[int], num_workers: int) -> Result:
+    """Runs these cases of a part in workers."""
+    started = time.monotonic()
+    case = part.prepare(world)
+    told = forks.in_workers(cases, case, num_workers, world.scratch)
+    return Result(
+        part.name, len(cases), time.monotonic() - started, {n: fault for n, fault in sorted(told.items()) if fault}
+    )
+
+
+def run_storm(only: Sequence[str] | None, *, scale: float, seed: int | None, num_workers: int, out: Path) -> int:
+    """Runs parts, prints what went wrong and a table, and writes both; 1 if something did.
+
+    Args:
+        only: beginnings of the parts' names; None for all.
+        scale: share of every part's cases; each has at least one.
+        seed: one case alone.
+        num_workers: processes at once.
+        out: path of the results without an ending.
+    """
+    parts = [part for part in all_parts() if not only or any(part.name.startswith(name) for name in only)]
+    if not parts:
+        print(f"no such part; there are {', '.join(part.name for part in all_parts())}")
+        return 2
+    forks.prepare()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="ksat-storm-") as scratch:
+        world = make_world(Path(scratch))
+        for part in parts:
+            cases = [seed] if seed is not None else range(max(1, round(part.number * scale)))
+            results.append(run_part(part, world, cases, min(num_workers, len(cases))))
+            print(say(results[-1]), flush=True)
+    text = table(results)
+    print(f"\n{text}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_text(
+        json.dumps([asdict(result) for result in results], indent=1) + "\n", encoding="utf-8"
+    )
+    return int(any(result.faults for result in results))
+
+
+def kind(fault: str) -> str:
+    """A fault without what differs from case to case: numbers, names in quotes, seconds."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\(.*?\)|[\d.]+", "…", fault)[:160]
+
+
+def say(result: Result) -> str:
+    """A part in a line, and its faults by kind, each with a case that shows it."""
+    lines = [f"{result.part}: {result.number} cases, {len(result.faults)} failures, {result.seconds:.0f} s"]
+    kinds = Counter(kind(fault) for fault in result.faults.values())
+    for name, count in kinds.most_common(12):
+        seed, fault = next((n, text) for n, text in result.faults.items() if kind(text) == name)
+        lines.append(f"  {count} times (--only {result.part} --seed {seed}): {fault[:400]!r}")
+    return "\n".join(lines)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: part, cases, failures; the fuzzed inputs of all doors together in the last rows."""
+    lines = ["| part | cases | failures | minutes |", "|---|---:|---:|---:|"]
+    groups = {
+        "all fuzzed inputs": "fuzz-",
+        "all damaged files": "damage-",
+        "all kills": "kills-",
+        "all meetings": "pairs-",
+    }
+    rows = [(result.part, [result]) for result in results]
+    rows += [
+        (f"**{name}**", [each for each in results if each.part.startswith(start)]) for name, start in groups.items()
+    ]
+    for name, some in rows:
+        if some:
+            number, failures, seconds = (
+                sum(column) for column in zip(*((r.number, len(r.faults), r.seconds) for r in some), strict=True)
+            )
+            lines.append(f"| {name} | {number:,} | {failures:,} | {seconds / 60:.1f} |")
+    return "\n".join(lines)
