@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup dev demo test lint
+.PHONY: setup dev demo test lint storm
 setup: .venv/.setup
 dev: .venv/.dev
 
@@ -33,3 +33,7 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ksat *.py
+
+# Fuzzed inputs, damaged files, kills; docs/testing.md tells how long it takes. Not in the gate, which runs a small part of it.
+storm: dev
+	$(BIN)/python tests/storm

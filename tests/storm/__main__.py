@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="S", help="of every part's cases, this share (default: all)"
     )
+    parser.add_argument("--gate", action="store_true", help="the few cases of each part that the gate runs")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts alone; a name's beginning is enough")
     parser.add_argument("--seed", type=int, metavar="N", help="case N of one part alone")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes at once (default: 2)")
@@ -26,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from storm.parts import run_storm
 
-    return run_storm(args.only, scale=args.scale, seed=args.seed, num_workers=args.workers, out=args.out)
+    return run_storm(
+        args.only, scale=args.scale, gate=args.gate, seed=args.seed, num_workers=args.workers, out=args.out
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ LIBRARIES = (
     "peft", "trl", "datasets", "bitsandbytes", "matplotlib.pyplot", "scipy.stats", "scipy.optimize", "sklearn.model_selection", "pandas",
     "transformers.models.qwen2.modeling_qwen2", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-LONGEST_RUN = 300.0  # seconds; a script that hangs is a fault and must not stop the storm
+LONGEST_RUN = 900.0  # seconds; a script that hangs is a fault and must not stop the storm
 _CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
 
 
@@ -173,7 +173,7 @@ class Process:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _in_fork(lambda: self._run(command, folder, before))
+            _end_fork(lambda: self._run(command, folder, before))
 
     def _run(self, command: Command, folder: Path, before: Callable[[], None] | None) -> int:
         _die_with_parent()
@@ -222,7 +222,20 @@ def run_main(command: Command) -> int:
     return exit_code(lambda: main(list(command.flags)))
 
 
-def _in_fork(job: Callable[[], int]) -> None:
+def in_fork(job: Callable[[], object]) -> None:
+    """Does a job in a fork, so that this process starts no thread for it.
+
+    Raises:
+        RuntimeError: the job failed.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _end_fork(lambda: 0 if job() else 0)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError("a fork failed; what it printed says why")
+
+
+def _end_fork(job: Callable[[], int]) -> None:
     """Ends this fork with the job's exit code, as the interpreter would."""
     code = 1
     try:
@@ -253,7 +266,7 @@ class _ForkedPopen:
             os.dup2(write, 2)
             if preexec_fn is not None:
                 preexec_fn()
-            _in_fork(lambda: run_main(Command(Path(arguments[1]).name, tuple(arguments[2:]))))
+            _end_fork(lambda: run_main(Command(Path(arguments[1]).name, tuple(arguments[2:]))))
         os.close(write)
         self.stdout = os.fdopen(read, encoding="utf-8", errors="replace")
 
@@ -309,7 +322,7 @@ def in_workers(cases: Sequence[int], job: Callable[[int], Any], num_workers: int
         pid = os.fork()
         if pid == 0:
             _die_with_parent()
-            _in_fork(lambda: work(n))
+            _end_fork(lambda: work(n))
         return pid
 
     workers = {start(n): n for n, mine in waiting.items() if mine}

@@ -85,7 +85,8 @@ def _kill(scenario: Scenario, expected: Expected, world: World, folder: Path, rn
         for _ in range(_TRIES):
             if nth == 0:
                 world.copy(folder.name)
-            ended = run(scenario.command, folder, kill, scenario.before)
+            command = scenario.recover(scenario.command, "") if nth else scenario.command
+            ended = run(command or scenario.command, folder, kill, scenario.before)
             if ended.was_killed or (kill.child_only and ended.num_changes >= kill.at) or nth:
                 break
             kill = Kill(seconds=ended.seconds * rng.random() * 0.9)  # it ended first

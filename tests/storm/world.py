@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .forks import Command, run
+from .forks import Command, in_fork, run
 
 BASE, OTHER_BASE = "bases/tiny", "bases/other"  # tiny random ones, in the competition's folder
 LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--warmup", "0")
@@ -19,7 +19,7 @@ CPU = ("--device", "cpu", "--engine", "transformers")
 OOF_FILES = ("submissions/first-oof.probs.csv", "submissions/second-oof.probs.csv")
 VALIDATED = ("--valid-fraction", "0.25", "--patience", "9")
 # What differs from run to run without being a result.
-_VOLATILE = re.compile(r"second|memory|gib|runtime|^time$|^total_flos$", re.IGNORECASE)
+_VOLATILE = re.compile(r"second|memory|gib|runtime|^time$", re.IGNORECASE)
 # Of the user; nothing may touch them. Some are named nearly as our own leftovers are.
 KEPT = {
     "notes.txt": "mine\n", "checkpoints/thesis/chapter.txt": "not a run\n", "checkpoints/readme.md": "# runs\n", "submissions/mine.csv": "id,answer\nx,1\n",
@@ -63,7 +63,7 @@ def make_world(scratch: Path) -> World:
 
     world = World(scratch / "world", scratch)
     for name, family in ((BASE, "qwen2"), (OTHER_BASE, "llama")):
-        shutil.copytree(tiny.base_folder(family), world.folder / name)
+        in_fork(lambda folder=world.folder / name, family=family: shutil.copytree(tiny.base_folder(family), folder))
     data = world.folder / "data"
     tiny.write_questions(data / "train.csv", tiny.make_questions(16))
     tiny.write_questions(data / "test.csv", tiny.make_questions(12, first=40), labelled=False)
