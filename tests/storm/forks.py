@@ -228,9 +228,14 @@ def in_fork(job: Callable[[], object]) -> None:
     Raises:
         RuntimeError: the job failed.
     """
+
+    def done() -> int:
+        job()
+        return 0
+
     pid = os.fork()
     if pid == 0:
-        _end_fork(lambda: 0 if job() else 0)
+        _end_fork(done)
     if os.waitpid(pid, 0)[1]:
         raise RuntimeError("a fork failed; what it printed says why")
 

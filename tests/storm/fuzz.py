@@ -4,6 +4,7 @@ An input passes if the door takes it, and what it read reads the same once it is
 Nothing that was on the disk before may change, and no input may take more than seconds or some GiB.
 """
 
+import ast
 import bz2
 import csv
 import faulthandler
@@ -217,6 +218,15 @@ def _table_of_questions(*, flat: bool) -> list[list[str]]:
     return rows
 
 
+def _bend_a_literal(rng: Random, rows: list[list[str]], *, flat: bool) -> None:
+    """Another question, choices or answer in a cell that is a Python literal still."""
+    row, at = rng.choice(rows[1:]), 3 if flat else 2
+    value = odd.mutate_json(rng, ast.literal_eval(row[at]))
+    row[at] = repr(value)
+    if rng.random() < 0.2 and isinstance(value, dict):  # a doubled key
+        row[at] = f"{row[at][:-1]}, {rng.choice(('choices', 'answer', 'question'))!r}: {odd.odd_value(rng, '1')!r}}}"
+
+
 def _probs_table(rng: Random) -> list[list[str]]:
     rows = [["id", "answer", *(f"prob_{k}" for k in range(1, 6))]]
     for q in _questions():
@@ -253,7 +263,10 @@ def questions(rng: Random, desk: Desk, *, flat: bool = False) -> None:
     from ksat.questions import passage_key, read_questions
     from ksat.retrieve import write_contexts
 
-    path = desk.put("q.csv", _mutated_csv(rng, _table_of_questions(flat=flat)))
+    rows = _table_of_questions(flat=flat)
+    if rng.random() < 0.4:
+        _bend_a_literal(rng, rows, flat=flat)
+    path = desk.put("q.csv", odd.to_csv(rng, rows) if rng.random() < 0.3 else _mutated_csv(rng, rows))
     found = read_questions(path, labelled=rng.random() < 0.3)
     require([q.id for q in found] == _raw_ids(path), "the ids are not those of the file, in its order")
     require(all(q.answer is None or 1 <= q.answer <= q.num_choices for q in found), "an answer out of range")
