@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import positive
+from ksat.flags import ArgumentParser, file_path, path_text, positive
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ksat.versus import Comparison
 
 COMPARISONS = Path("comparisons")
@@ -22,17 +24,23 @@ COMPARISONS = Path("comparisons")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add(
         "runs",
         nargs="+",
-        type=Path,
+        type=file_path,
         metavar="CSV",
         help="probability files of the same questions, out of fold or held out",
     )
-    add("--answers", type=Path, required=True, metavar="CSV", help="labelled questions, or id,answer with --questions")
-    add("--questions", type=Path, metavar="CSV", help="the questions, where --answers has labels alone")
+    add(
+        "--answers",
+        type=file_path,
+        required=True,
+        metavar="CSV",
+        help="labelled questions, or id,answer with --questions",
+    )
+    add("--questions", type=file_path, metavar="CSV", help="the questions, where --answers has labels alone")
     add(
         "--half",
         type=positive,
@@ -40,40 +48,51 @@ def build_parser() -> argparse.ArgumentParser:
         help="questions in one half of the leaderboard (default: half of those compared)",
     )
     add("--pick-two", action="store_true", help="name the two submissions to select for the end, and why")
-    add("--out", metavar="NAME", help="write the comparison to comparisons/NAME/")
+    add("--out", type=path_text, metavar="NAME", help="write the comparison to comparisons/NAME/")
+    add("--overwrite", action="store_true", help="replace the comparison of that name")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Compares, prints, and writes with --out."""
     args = build_parser().parse_args(argv)
-    if args.out is not None and ("/" in args.out or args.out in ("", ".", "..")):
-        raise InputError(f"--out {args.out!r}: expected a name; the folder is comparisons/<name>")
+    from ksat.files import claim_outputs, require_name
     from ksat.versus import compare, format_comparison
 
     if args.pick_two and len(args.runs) < 2:
         raise InputError("--pick-two: two are picked among at least two files; name more")
-    found = compare(args.runs, args.answers, args.questions, half=args.half)
-    text = format_comparison(found, pick=args.pick_two)
-    print(text)
-    if args.out:
-        _write(COMPARISONS / args.out, found, text)
+    if args.out is None and args.overwrite:
+        raise InputError("--overwrite needs --out NAME: nothing is written without it")
+    if args.out is None:
+        print(format_comparison(compare(args.runs, args.answers, args.questions, half=args.half), pick=args.pick_two))
+        return
+    folder = COMPARISONS / require_name("--out", args.out)
+    names = ("comparison.csv", "comparison.png", "comparison.md") if len(args.runs) > 1 else ("comparison.md",)
+    paths = [folder / name for name in names]
+    inputs = [*args.runs, args.answers, args.questions]
+    with claim_outputs(paths, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
+        found = compare(args.runs, args.answers, args.questions, half=args.half)
+        text = format_comparison(found, pick=args.pick_two)
+        outputs.write(_writers(found, text))
+    print(f"{text}\n\nwrote {', '.join(names)} in {folder}")
 
 
-def _write(folder: Path, found: "Comparison", text: str) -> None:
+def _writers(found: "Comparison", text: str) -> "list[Callable[[Path], None]]":
+    """What fills comparison.csv and comparison.png, where there are pairs, and comparison.md."""
     import pandas as pd
 
-    from ksat.files import write_atomic, write_text
+    from ksat.files import text_writer
     from ksat.versus import draw_comparison, pair_records
 
-    write_text(folder / "comparison.md", f"# {' / '.join(row.name for row in found.rows)}\n\n{text}\n")
-    written = "comparison.md"
-    if found.pairs:
-        records = pd.DataFrame(pair_records(found))
-        write_atomic(folder / "comparison.csv", lambda beside: records.to_csv(beside, index=False))
-        draw_comparison(folder / "comparison.png", found)
-        written = "comparison.md, comparison.csv and comparison.png"
-    print(f"\nwrote {written} in {folder}")
+    markdown = text_writer(f"# {' / '.join(row.name for row in found.rows)}\n\n{text}\n")
+    if not found.pairs:
+        return [markdown]
+    records = pd.DataFrame(pair_records(found))
+    return [
+        lambda path: records.to_csv(path, index=False),
+        lambda path: draw_comparison(path, found),
+        markdown,
+    ]
 
 
 if __name__ == "__main__":

@@ -14,16 +14,19 @@ submissions/NAME.probs.csv, NAME.probs.json and submissions/NAME.csv; --fit writ
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import data_file
+from ksat.flags import ArgumentParser, data_file, file_path, number, path_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ksat.blend_fit import BlendFit
     from ksat.blending import Member
+    from ksat.fitted_blend import FittedBlend, Pool
     from ksat.metrics import Metrics
     from ksat.predictions import FloatArray, Predictions
     from ksat.questions import Question
@@ -33,10 +36,12 @@ DEFAULT_TEST = Path("data/test.csv")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     members = parser.add_argument_group("members")
-    members.add_argument("members", nargs="*", type=Path, metavar="CSV", help="probability files, or id,answer files")
-    members.add_argument("--test", type=Path, metavar="CSV", help="test questions: row order, number of choices")
+    members.add_argument(
+        "members", nargs="*", type=file_path, metavar="CSV", help="probability files, or id,answer files"
+    )
+    members.add_argument("--test", type=file_path, metavar="CSV", help="test questions: row order, number of choices")
     blend = parser.add_argument_group("blend")
     blend.add_argument(
         "--method",
@@ -45,11 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="weighted mean, weighted geometric mean (both may be fitted), or votes (default: soft)",
     )
     blend.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="one positive weight a member, any scale; default: equal"
+        "--weights", nargs="+", type=number, metavar="W", help="one positive weight a member, any scale; default: equal"
     )
     blend.add_argument(
         "--margin",
-        type=float,
+        type=number,
         default=0.0,
         metavar="M",
         help="where the blend's top two are less than M apart, take the member that is surest (default: 0, never)",
@@ -58,36 +63,40 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--fit",
         nargs="+",
-        type=Path,
+        type=file_path,
         metavar="CSV",
         help="out-of-fold files: fits a temperature and a weight for each to --answers, and says whether that is worth it",
     )
     fit.add_argument(
         "--greedy", action="store_true", help="of --fit: pick members one after the other (Caruana) instead"
     )
-    fit.add_argument("--apply", type=Path, metavar="JSON", help="blend the members, in --fit's order, as it recommends")
+    fit.add_argument(
+        "--apply", type=file_path, metavar="JSON", help="blend the members, in --fit's order, as it recommends"
+    )
     fit.add_argument(
         "--fitted", action="store_true", help="of --apply: the fitted weights even where equal ones are recommended"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--out", metavar="NAME", help="name in submissions/, or a path without its ending")
+    output.add_argument(
+        "--out", type=path_text, metavar="NAME", help="name in submissions/, or a path without its ending"
+    )
     output.add_argument("--overwrite", action="store_true", help="replace the output files if they exist")
-    output.add_argument("--answers", type=Path, metavar="CSV", help="gold answers: prints the metrics of all")
+    output.add_argument("--answers", type=file_path, metavar="CSV", help="gold answers: prints the metrics of all")
     check = parser.add_argument_group("before and after the upload")
     check.add_argument(
         "--check",
-        type=Path,
+        type=file_path,
         metavar="CSV",
         help="validate this submission against --test (default: data/test.csv, else the samples)",
     )
     check.add_argument(
-        "--log", type=Path, metavar="CSV", help="enter this submission, or its scores, in submissions/log.csv"
+        "--log", type=file_path, metavar="CSV", help="enter this submission, or its scores, in submissions/log.csv"
     )
     check.add_argument(
-        "--oof", type=Path, metavar="CSV", help="of --log: out-of-fold file of the same blend; needs --answers"
+        "--oof", type=file_path, metavar="CSV", help="of --log: out-of-fold file of the same blend; needs --answers"
     )
-    check.add_argument("--public", type=float, metavar="S", help="of --log: what the leaderboard said, 0 to 1")
-    check.add_argument("--private", type=float, metavar="S", help="of --log: what it said in the end, 0 to 1")
+    check.add_argument("--public", type=number, metavar="S", help="of --log: what the leaderboard said, 0 to 1")
+    check.add_argument("--private", type=number, metavar="S", help="of --log: what it said in the end, 0 to 1")
     return parser
 
 
@@ -173,14 +182,25 @@ def _metrics_of(path: Path, answers_path: Path) -> "Metrics":
 
 def run_fit(args: argparse.Namespace) -> None:
     """Fits a blend on out-of-fold rows, says whether it is worth it, and writes submissions/NAME.blend.json and .png."""
-    from ksat.blend_fit import fit_members, format_fit, write_fit
-    from ksat.blending import align_members, read_member
-    from ksat.predictions import SUBMISSIONS, Predictions, align_answers, read_answers
+    from ksat.blend_fit import format_fit, write_fit
+    from ksat.files import claim_outputs
+    from ksat.predictions import output_stem
 
-    stem = Path(args.out) if "/" in args.out else SUBMISSIONS / args.out
-    target = stem.with_name(f"{stem.name}.blend.json")
-    if target.exists() and not args.overwrite:
-        raise InputError(f"{target} exists; choose another --out, or --overwrite")
+    stem = output_stem(args.out)
+    picture, target = (stem.with_name(f"{stem.name}.blend.{kind}") for kind in ("png", "json"))
+    inputs = [*args.fit, args.answers, args.test]
+    claim = claim_outputs([picture, target], inputs=inputs, overwrite=args.overwrite, command=vars(args))
+    with claim as outputs:
+        fit = _fit(args)
+        write_fit(outputs, fit)
+    print(f"{format_fit(fit)}\n\nwrote {target} and {picture}")
+
+
+def _fit(args: argparse.Namespace) -> "BlendFit":
+    from ksat.blend_fit import fit_members
+    from ksat.blending import align_members, read_member
+    from ksat.predictions import Predictions, align_answers, read_answers
+
     members = [read_member(path, None) for path in args.fit]
     first = members[0].predictions
     counts = dict(zip(first.ids, first.num_choices.tolist(), strict=True))
@@ -188,11 +208,8 @@ def run_fit(args: argparse.Namespace) -> None:
     rows = Predictions(tuple(counts), tables[0])
     gold = align_answers(rows, read_answers(args.answers), args.answers)
     groups = _groups(rows.ids, args.answers, args.test)
-    fit = fit_members(
-        args.fit, tables, gold, groups, pool="linear" if args.method == "soft" else "log", greedy=args.greedy
-    )
-    write_fit(target, fit)
-    print(f"{format_fit(fit)}\n\nwrote {target} and {target.with_suffix('.png')}")
+    pool: Pool = "linear" if args.method == "soft" else "log"
+    return fit_members(args.fit, tables, gold, groups, pool=pool, greedy=args.greedy)
 
 
 def _groups(ids: "Sequence[str]", answers_path: Path, test_path: Path | None) -> list[str]:
@@ -208,55 +225,77 @@ def _groups(ids: "Sequence[str]", answers_path: Path, test_path: Path | None) ->
 def run_blend(args: argparse.Namespace) -> None:
     """Reads the members, writes their blend and prints how they agree; raises InputError before it writes anything."""
     from ksat.blend_fit import read_fit
-    from ksat.blending import agreement, align_members, blend, check_weights, read_member
+    from ksat.blending import check_weights
+    from ksat.files import claim_outputs
+    from ksat.predictions import submission_paths, write_predictions
+
+    paths = submission_paths(args.out)
+    inputs = [*args.members, args.answers, args.test, args.apply]
+    with claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
+        fitted = read_fit(args.apply, len(args.members), as_fitted=args.fitted) if args.apply else None
+        shares = list(fitted.weights) if fitted else check_weights(args.weights, len(args.members))
+        blended, said = _blend(args, fitted, shares)
+        write_predictions(outputs, blended, _blend_report(args, fitted, shares))
+    method = f"{args.apply.name}'s" if fitted else args.method
+    print("\n".join(said.agreements))
+    print(f"{method} blend of {len(args.members)}, {len(blended.ids)} rows: wrote {paths.probs} and {paths.submission}")
+    if said.metrics:
+        print(f"\n{said.metrics}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What run_blend prints of a blend: how the members agree with it, and the metrics, "" without answers."""
+
+    agreements: list[str]
+    metrics: str
+
+
+def _blend(
+    args: argparse.Namespace, fitted: "FittedBlend | None", shares: "Sequence[float]"
+) -> "tuple[Predictions, _Said]":
+    from ksat.blending import agreement, align_members, blend, read_member
     from ksat.calibration import tempered
-    from ksat.files import file_sha256, write_json
     from ksat.fitted_blend import apply_blend, margin_fallback
-    from ksat.predictions import Predictions, output_paths, write_predictions
+    from ksat.predictions import Predictions
     from ksat.questions import read_questions
 
-    paths: list[Path] = args.members
-    outputs = output_paths(args.out, args.overwrite)
-    targets = [path.resolve() for path in outputs]
-    if taken := [path for path in [*paths, args.answers, args.test] if path and path.resolve() in targets]:
-        raise InputError(f"--out {args.out!r} would replace the input {taken[0]}; choose another --out")
-    fitted = read_fit(args.apply, len(paths), as_fitted=args.fitted) if args.apply else None
-    shares = list(fitted.weights) if fitted else check_weights(args.weights, len(paths))
     test = read_questions(args.test) if args.test else None
     counts = {question.id: question.num_choices for question in test} if test else None
-    members = [read_member(path, counts) for path in paths]
+    members = [read_member(path, counts) for path in args.members]
     first = members[0].predictions
     counts = counts or dict(zip(first.ids, first.num_choices.tolist(), strict=True))
-    tables = align_members(members, counts, args.test or paths[0])
+    tables = align_members(members, counts, args.test or args.members[0])
     probs = apply_blend(fitted, tables) if fitted else blend(tables, shares, args.method)
     sure = [tempered(table, t) for table, t in zip(tables, fitted.temperatures, strict=True)] if fitted else tables
     blended = Predictions(tuple(counts), margin_fallback(sure, probs, args.margin))
-    report = metrics_report(members, tables, blended, args.answers, test) if args.answers else ""
-    method = f"{args.apply.name}'s" if fitted else args.method
-    write_predictions(outputs, blended)
-    rows = zip(paths, shares, strict=True)
-    about = [{"file": str(path), "sha256": file_sha256(path), "weight": share} for path, share in rows]
-    temperatures = list(fitted.temperatures) if fitted else None
-    write_json(
-        outputs[0].with_suffix(".json"),
-        {
-            "method": fitted.pool if fitted else args.method,
-            "margin": args.margin,
-            "members": about,
-            "temperatures": temperatures,
-        },
-    )
-
-    for path, share, table in zip(paths, shares, tables, strict=True):
-        print(f"{path}: weight {share:.3f}, agrees with the blend in {agreement(table, blended.probs):.1%} of the rows")
+    agreements = [
+        f"{path}: weight {share:.3f}, agrees with the blend in {agreement(table, blended.probs):.1%} of the rows"
+        for path, share, table in zip(args.members, shares, tables, strict=True)
+    ]
     if args.margin:
         changed = 1 - agreement(probs, blended.probs)
-        print(
+        agreements.append(
             f"--margin {args.margin:g}: the surest member decides in close calls; {changed:.1%} of the answers change by it"
         )
-    print(f"{method} blend of {len(paths)}, {len(blended.ids)} rows: wrote {outputs[0]} and {outputs[1]}")
-    if report:
-        print(f"\n{report}")
+    return blended, _Said(
+        agreements, metrics_report(members, tables, blended, args.answers, test) if args.answers else ""
+    )
+
+
+def _blend_report(
+    args: argparse.Namespace, fitted: "FittedBlend | None", shares: "Sequence[float]"
+) -> "dict[str, Any]":
+    """What goes beside a blend: its members, how they were weighted and pooled."""
+    from ksat.files import file_sha256
+
+    rows = zip(args.members, shares, strict=True)
+    return {
+        "method": fitted.pool if fitted else args.method,
+        "margin": args.margin,
+        "members": [{"file": str(path), "sha256": file_sha256(path), "weight": share} for path, share in rows],
+        "temperatures": list(fitted.temperatures) if fitted else None,
+    }
 
 
 def metrics_report(

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 
 from ksat.devices import GPUS, Device, find_device
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, given_engine_flags, positive
+from ksat.files import require_name
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    given_engine_flags,
+    path_list,
+    path_text,
+    positive,
+)
 
 if TYPE_CHECKING:
     from ksat.bases import KnownBase
@@ -27,28 +37,40 @@ EXPLORATIONS = Path("explorations")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: the fit table by default, a comparison of bases with --score."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("what fits").add_argument
     add("--gpu", choices=tuple(GPUS), help="the card to plan for (default: this machine's)")
     add("--rank", type=positive, metavar="R", help="of the LoRA (default: 64, as in train.py)")
-    add("--explain", metavar="BASE", help="show the arithmetic behind a base's row")
+    add("--explain", type=file_name, metavar="BASE", help="show the arithmetic behind a base's row")
     add(
         "--bases",
+        type=path_list,
         metavar="A,B,...",
         help="only these: known ones, others by their config; with --score, also base:nf4 or base:none",
     )
     add = parser.add_argument_group("which answers best").add_argument
     add(
         "--score",
+        type=file_name,
         metavar="CSV",
         help="labelled questions; each of --bases scores them, untuned, in a process of its own",
     )
-    add("--answers", metavar="CSV", help="gold answers, if --score has none")
+    add("--answers", type=file_name, metavar="CSV", help="gold answers, if --score has none")
     add("--limit", type=positive, metavar="N", help="score the first N questions")
     add("--finetune", action="store_true", help="train each base first, with train.py's defaults")
-    add("--train", metavar="CSV", help="what --finetune trains on (default: data/train.csv, else the samples)")
-    add("--leaderboard", metavar="CSV", help="scores that you know, base,public,private: shown beside ours")
-    add("--out", metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
+    add(
+        "--train",
+        type=file_name,
+        metavar="CSV",
+        help="what --finetune trains on (default: data/train.csv, else the samples)",
+    )
+    add(
+        "--leaderboard",
+        type=file_name,
+        metavar="CSV",
+        help="scores that you know, base,public,private: shown beside ours",
+    )
+    add("--out", type=path_text, metavar="NAME", help="explorations/NAME (default: the name of the --score file)")
     add("--overwrite", action="store_true", help="replace what was made of other questions, flags or versions there")
     add_engine_flags(parser)
     return parser
@@ -64,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         _score(args)
         return
     for name in ("answers", "limit", "finetune", "train", "leaderboard", "out", "overwrite"):
-        if getattr(args, name):
+        if getattr(args, name) not in (None, False):
             raise InputError(f"--{name} needs --score CSV: it is about scoring bases")
     _fit(args)
 
@@ -108,9 +130,8 @@ def _find_or_read(name: str, args: argparse.Namespace) -> "KnownBase":
 
 
 def _score(args: argparse.Namespace) -> None:
-    from filelock import FileLock, Timeout
-
     from ksat.exploration import parse_candidates, require_same, run_candidate
+    from ksat.files import lock
     from ksat.predictions import read_answers
     from ksat.questions import read_questions
     from ksat.standings import judge, make_row, read_leaderboard
@@ -132,16 +153,11 @@ def _score(args: argparse.Namespace) -> None:
     if settings.folder.exists() and not settings.folder.is_dir():
         raise InputError(f"{settings.folder} is a file; choose another --out")
     settings.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(settings.folder / ".lock", timeout=0):
-            for candidate in candidates:
-                require_same(candidate, settings)
-            rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
-            _report(args, settings, rows, judged)
-    except Timeout as error:
-        raise InputError(
-            f"{settings.folder}: another exploration is at work there; wait for it, or choose another --out"
-        ) from error
+    with lock(settings.folder, "exploration"):
+        for candidate in candidates:
+            require_same(candidate, settings)
+        rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
+        _report(args, settings, rows, judged)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -152,9 +168,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
         train, _ = data_file(args.train, "--train", Path("data/train.csv"))
     elif args.train:
         raise InputError("--train needs --finetune: untuned bases are not trained")
-    name = args.out or Path(args.score).stem + ("-tuned" if args.finetune else "")
-    if "/" in name or name in (".", ".."):
-        raise InputError(f"--out {name}: expected a name; the folder is explorations/<name>")
+    name = args.out if args.out is not None else Path(args.score).stem + ("-tuned" if args.finetune else "")
+    require_name("--out", name)
     flags, device = tuple(given_engine_flags(args)), find_device(args.device).name
     return Settings(Path(args.score), EXPLORATIONS / name, flags, args.limit, train, device, args.overwrite)
 
@@ -226,4 +241,4 @@ def _draw(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", uni
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "with --score the same command goes on with what is scored"))

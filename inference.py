@@ -6,6 +6,8 @@ python inference.py --ckpt checkpoints/first --test data/sample_test.csv --answe
 """
 
 import argparse
+import contextlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.context import NO_CONTEXT, ContextRule
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    not_negative,
+    path_text,
+    positive,
+    require_label,
+)
 from ksat.orders import ONE_ORDER, ChoiceOrders
 
 if TYPE_CHECKING:
@@ -24,10 +35,15 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. What a checkpoint knows is inherited from it; a flag that contradicts it is refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument_group("model").add_argument
-    add("--ckpt", metavar="FOLDER", help="a run of train.py, checkpoints/<run>")
-    add("--base", metavar="BASE", help="an untuned base instead: hub name, folder, embedded or embedded-small")
+    add("--ckpt", type=file_name, metavar="FOLDER", help="a run of train.py, checkpoints/<run>")
+    add(
+        "--base",
+        type=file_name,
+        metavar="BASE",
+        help="an untuned base instead: hub name, folder, embedded or embedded-small",
+    )
     add(
         "--score-by",
         choices=("label", "text"),
@@ -38,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("nf4", "none"),
         help="of the weights while loading (default: the run's; nf4 on CUDA, none for embedded bases and on the CPU)",
     )
-    add("--prompt", metavar="FILE", help="replaces the prompt's wording, for untuned bases")
+    add("--prompt", type=file_name, metavar="FILE", help="replaces the prompt's wording, for untuned bases")
     add(
         "--context-when",
         type=ContextRule.parse,
@@ -59,7 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="put N training questions before each, for untuned bases (default: 0)",
     )
-    add("--train", metavar="CSV", help="where the shots come from (default: data/train.csv, else the samples)")
+    add(
+        "--train",
+        type=file_name,
+        metavar="CSV",
+        help="where the shots come from (default: data/train.csv, else the samples)",
+    )
     add(
         "--choice-orders",
         type=ChoiceOrders.parse,
@@ -75,10 +96,17 @@ def build_parser() -> argparse.ArgumentParser:
         "label only",
     )
     add = parser.add_argument_group("data").add_argument
-    add("--test", metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
-    add("--answers", metavar="CSV", help="gold answers, to print metrics; not needed if --test has them")
+    add("--test", type=file_name, metavar="CSV", help="questions to score (default: data/test.csv, else the samples)")
+    add(
+        "--answers", type=file_name, metavar="CSV", help="gold answers, to print metrics; not needed if --test has them"
+    )
     add("--limit", type=positive, metavar="N", help="score the first N questions")
-    add("--out", metavar="NAME", help="submissions/NAME, or a path's stem (default: the run's or the base's name)")
+    add(
+        "--out",
+        type=path_text,
+        metavar="NAME",
+        help="submissions/NAME, or a path's stem (default: the run's or the base's name, and what else is asked for)",
+    )
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add_engine_flags(parser)
     return parser
@@ -90,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     from ksat import processes
     from ksat.context import take_context
     from ksat.devices import open_device
-    from ksat.predictions import output_paths
+    from ksat.files import claim_outputs
+    from ksat.journal import Journal
+    from ksat.predictions import submission_paths, write_predictions
     from ksat.questions import read_questions
 
     test, _ = data_file(args.test, "--test", Path("data/test.csv"))
@@ -101,13 +131,18 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             "--debias pride: it corrects digits in one order of the choices; leave out --choice-orders, and score by label"
         )
-    paths = output_paths(args.out or _default_name(args), args.overwrite)
-    questions = read_questions(test)[: args.limit]
-    questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
-    gold = _gold(args, test, questions)
-    predictions, report = _score(args, setup, device, test, questions, paths[0], gold)
-    if processes.is_main():
-        _write(paths, predictions, report)
+    paths = submission_paths(args.out or _default_name(args, test))
+    inputs = [test, args.answers, args.train, args.prompt]
+    claim = claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args))
+    with claim if processes.is_main() else contextlib.nullcontext() as outputs:
+        questions = read_questions(test)[: args.limit]
+        questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
+        gold = _gold(args, test, questions)
+        predictions, report = _score(args, setup, device, test, questions, paths.probs, gold)
+        if outputs is not None:
+            journal = _journal_path(paths.probs)
+            write_predictions(outputs, predictions, report, before_done=lambda: Journal.remove(journal))
+            print(f"wrote {paths.probs} and {paths.submission}: {len(predictions.ids)} questions")
     if gold is not None:
         _print_metrics(predictions, questions, gold)
 
@@ -149,7 +184,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
         template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
-            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "shots": args.shots,
+            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "shots": args.shots,
             "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name,
         }  # fmt: skip
     run = read_run(Path(args.ckpt))
@@ -167,7 +202,7 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
     print(
         f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
     )
-    names = ("base", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
+    names = ("base", "base_identity", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
     # A run may be asked without its context, or with another rule: that is how its worth is found.
     rule = args.context_when.name if args.context_when else run.settings.get("context_when", "none")
     return {name: getattr(run, name) for name in names} | {
@@ -177,8 +212,25 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
     }
 
 
-def _default_name(args: argparse.Namespace) -> str:
-    return Path(args.ckpt).name if args.ckpt else f"{args.base.rstrip('/').rsplit('/', 1)[-1]}-untuned"
+def _default_name(args: argparse.Namespace, test: Path) -> str:
+    """The run's or the base's name, and whatever else was asked for: two commands that score otherwise do not meet."""
+    model = Path(args.ckpt).name if args.ckpt else f"{args.base.rstrip('/').rsplit('/', 1)[-1]}-untuned"
+    asked = [
+        args.score_by and not args.ckpt and f"by-{args.score_by}",
+        args.quantization and not args.ckpt and f"weights-{args.quantization}",
+        args.prompt and Path(args.prompt).stem,
+        args.max_tokens and not args.ckpt and f"{args.max_tokens}-tokens",
+        args.context_when and f"context-{args.context_when.name}",
+        args.shots and f"{args.shots}-shots",
+        args.shots and args.train and f"of-{Path(args.train).stem}",
+        args.choice_orders.count > 1 and f"orders-{args.choice_orders.name}",
+        args.debias,
+        args.limit and f"first-{args.limit}",
+        args.dtype != "auto" and args.dtype,
+        args.engine != "auto" and args.engine,
+        args.test and test.stem,
+    ]
+    return re.sub(r"[^\w.-]+", "-", "-".join([model, *(str(part) for part in asked if part)]))
 
 
 def _score(
@@ -195,6 +247,7 @@ def _score(
     from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
     from ksat.files import file_sha256
+    from ksat.identity import identify_files, name_difference
     from ksat.journal import Journal
     from ksat.orders import ALL_ORDERS
     from ksat.position_bias import debias, estimate_priors, probed_rows, report_orders
@@ -234,6 +287,14 @@ def _score(
         args.offload_embedding,
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
+    base_files = identify_files(setup["base"])  # of what was just loaded
+    report["base_identity"] = base_files["base"]
+    if (difference := name_difference(setup["base_identity"], report["base_identity"])) and processes.is_main():
+        print(
+            f"warning: --base {setup['base']} is not the one that {args.ckpt} was trained on ({difference}): these are scores of another "
+            "model; put that base back to get the run's own",
+            file=sys.stderr,
+        )
     encoder = Encoder(
         model.tokenizer,
         PromptTemplate(**setup["template"]),
@@ -255,7 +316,10 @@ def _score(
     )
     report["layout"] = model.layout
     # The first thing that is written.
-    journal = Journal(_journal_path(probs_path), report, pack_tokens=pack_tokens, part=processes.rank())
+    key = report | {"base_files": base_files}
+    journal = Journal(
+        _journal_path(probs_path), key, pack_tokens=pack_tokens, part=processes.rank(), overwrite=args.overwrite
+    )
     report["pack_tokens"] = args.pack_tokens or processes.agree(journal.pack_tokens)
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
@@ -307,18 +371,6 @@ def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
     return source, pool
 
 
-def _write(paths: tuple[Path, Path], predictions: "Predictions", report: dict[str, Any]) -> None:
-    from ksat.files import write_json
-    from ksat.journal import Journal
-    from ksat.predictions import write_predictions
-
-    probs_path, submission_path = paths
-    write_predictions(paths, predictions)
-    write_json(probs_path.with_suffix(".json"), report)
-    Journal.remove(_journal_path(probs_path))
-    print(f"wrote {probs_path} and {submission_path}: {len(predictions.ids)} questions")
-
-
 def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold: "IntArray") -> None:
     from ksat.metrics import compute_metrics, format_table, random_baseline
     from ksat.questions import passage_key
@@ -328,4 +380,4 @@ def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "the same command goes on with what is scored"))

@@ -10,7 +10,7 @@ accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 """
 
 import argparse
-import math
+import contextlib
 import os
 import shutil
 import sys
@@ -20,16 +20,36 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.context import ContextRule
 from ksat.errors import InputError, exit_code
-from ksat.flags import add_engine_flags, data_file, not_negative, positive, require_label
+from ksat.files import require_name
+from ksat.flags import (
+    ArgumentParser,
+    add_engine_flags,
+    data_file,
+    file_name,
+    not_negative,
+    number,
+    positive,
+    require_label,
+)
 from ksat.orders import ChoiceOrders
+from ksat.run_folders import (
+    CHECKPOINTS,
+    SEAL,
+    RunFolder,
+    claim_fresh_run,
+    claim_run,
+    remove_run,
+    require_run,
+)
 
 if TYPE_CHECKING:
     from ksat.devices import Device
     from ksat.encoding import EncodedQuestion, Encoder
     from ksat.folds import Folds
     from ksat.questions import Question
+    from ksat.validation import Validation
 
-CHECKPOINTS, REPORTS = Path("checkpoints"), Path("reports")
+REPORTS = Path("reports")
 DEFAULT_TEST = Path("data/test.csv")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
@@ -42,19 +62,18 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. No default stands here: with --resume it is the run's, else it depends on the base."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(__doc__, allow_abbrev=False)
     add = parser.add_argument_group("data").add_argument
     add(
         "--train",
         nargs="+",
+        type=file_name,
         metavar="CSV",
         help="labelled CSVs; only the first is validated on (default: data/train.csv, else the samples)",
     )
     add(
         "--valid-fraction",
-        type=float,
+        type=number,
         metavar="F",
         help="share of the first file to validate on, 0 to 0.5; 0 trains on every row (default: 0.1)",
     )
@@ -64,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="a prompt's limit; longer ones lose the middle of the passage (default: 4096)",
     )
-    add("--prompt", metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
+    add("--prompt", type=file_name, metavar="FILE", help="replaces the prompt's wording, see docs/prompts.md")
     add(
         "--context-when",
         type=ContextRule.parse,
@@ -91,23 +110,31 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data-report", action="store_true", help="train nothing: say what is in the data, and write it to reports/")
     add(
         "--against",
+        type=file_name,
         metavar="CSV",
         help="of the report: compare with this file as well (default: data/test.csv if it is there)",
     )
     add(
-        "--oof", metavar="CSV", help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong"
+        "--oof",
+        type=file_name,
+        metavar="CSV",
+        help="of the report: out-of-fold probabilities of --all; lists labels that may be wrong",
     )
     add = parser.add_argument_group("run").add_argument
     add("--run", metavar="NAME", help="folder in checkpoints/ (default: a fresh name from base and settings)")
     add("--resume", action="store_true", help="go on with --run after an interruption")
-    add("--overwrite", action="store_true", help="replace --run if it exists")
+    add("--overwrite", action="store_true", help="replace --run, or the report, if it exists")
     add(
-        "--seed", type=int, metavar="N", help="of the split, the fresh LoRA and the order of the questions (default: 0)"
+        "--seed",
+        type=not_negative,
+        metavar="N",
+        help="of the split, the fresh LoRA and the order of the questions (default: 0)",
     )
     add("--report-to", metavar="LOGGER", help="log to wandb, tensorboard, ... as well (default: none)")
     add = parser.add_argument_group("base").add_argument
     add(
         "--base",
+        type=file_name,
         metavar="BASE",
         help="hub name, folder, embedded or embedded-small (default: the largest known base that fits)",
     )
@@ -142,17 +169,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--alpha",
-        type=float,
+        type=number,
         metavar="A",
         help="the update is scaled by A/sqrt(R), without rsLoRA by A/R (default: the A that makes it 2)",
     )
-    add("--dropout", type=float, metavar="P", help="of the LoRA's inputs, 0 to 1 (default: 0)")
+    add("--dropout", type=number, metavar="P", help="of the LoRA's inputs, 0 to 1 (default: 0)")
     add("--rslora", action=argparse.BooleanOptionalAction, help="rank-stabilised scaling (default: on)")
     add("--epochs", type=positive, metavar="N", help="passes over the training rows (default: 2)")
-    add("--lr", type=float, metavar="RATE", help="peak learning rate (default: 5e-5; embedded: 3e-4)")
+    add("--lr", type=number, metavar="RATE", help="peak learning rate (default: 5e-5; embedded: 3e-4)")
     add("--schedule", choices=("cosine", "linear", "constant"), help="of the rate after warm-up (default: cosine)")
-    add("--warmup", type=float, metavar="F", help="share of the steps in which the rate rises, 0 to 1 (default: 0.05)")
-    add("--weight-decay", type=float, metavar="W", help="of AdamW (default: 0.01)")
+    add("--warmup", type=number, metavar="F", help="share of the steps in which the rate rises, 0 to 1 (default: 0.05)")
+    add("--weight-decay", type=number, metavar="W", help="of AdamW (default: 0.01)")
     add(
         "--questions-per-step",
         type=positive,
@@ -173,21 +200,31 @@ def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
     args = build_parser().parse_args(argv)
     _check_fold_flags(args)
-    stored = _stored_settings(args)
-    files, are_samples = _training_files(args, stored)
+    if args.run is not None:
+        require_name("--run", args.run)
     if args.data_report:
-        _report_data(args, files)
+        _report_data(args, _training_files(args, {})[0])
         return
     if args.against or args.oof:
         raise InputError("--against and --oof are for --data-report; training takes neither")
     if args.all:
-        _train_all_folds(args, sys.argv[1:] if argv is None else argv, files)
+        _train_all_folds(args, sys.argv[1:] if argv is None else argv, _training_files(args, {})[0])
         return
+    with contextlib.ExitStack() as held:
+        _train_run(args, held)
+
+
+def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
+    """Trains one run; `held` keeps its lock, from before anything of it is read until it is complete."""
     from ksat import processes
     from ksat.context import take_context
     from ksat.devices import open_device
     from ksat.questions import read_questions
 
+    run = held.enter_context(claim_run(args.run)) if args.run and processes.is_main() else None
+    folder = _choose_folder(args, run) if run else None
+    stored = _stored_settings(args)
+    files, are_samples = _training_files(args, stored)
     tables = [(path, read_questions(path, labelled=True)) for path in files]
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     settings = _resolve(args, stored, files, device, are_samples)
@@ -195,9 +232,19 @@ def main(argv: list[str] | None = None) -> None:
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
     train_rows, valid_rows, folds = _split(tables, settings)
-    folder = processes.agree(_run_folder(args, settings) if processes.is_main() else None)
+    if run is None and processes.is_main():
+        run = held.enter_context(claim_fresh_run(_default_name(settings)))
+        folder = run.place
+    folder = processes.agree(folder)
     _announce(settings, device, train_rows, valid_rows)
-    _train(folder, settings, args, device, train_rows, valid_rows, folds)
+    validation = _train(folder, settings, args, device, train_rows, valid_rows, folds)
+    if run is not None:
+        validation.warn_if_control_is_better()
+        _finish(folder, settings, validation)
+        run.settle()
+        print(
+            f"wrote {run.place}: adapter of epoch {validation.best_epoch}; score with: python inference.py --ckpt {run.place}"
+        )
 
 
 def _train(
@@ -208,13 +255,13 @@ def _train(
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
     folds: "Folds | None",
-) -> None:
+) -> "Validation":
     from ksat import processes
     from ksat.encoding import Encoder
-    from ksat.files import write_json
     from ksat.folds import write_folds
     from ksat.models import LoadSettings, LoraSettings, import_engine, load
     from ksat.prompts import PromptTemplate
+    from ksat.runs import write_settings
 
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
@@ -236,6 +283,7 @@ def _train(
     )
     lora = LoraSettings(settings["rank"], settings["alpha"], settings["dropout"], settings["rslora"])
     model = load(load_settings, lora=lora, seed=settings["seed"])
+    _require_same_base(settings)
     encoder = Encoder(
         model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
     )
@@ -251,11 +299,11 @@ def _train(
     )
 
     if processes.is_main():
-        if args.overwrite and folder.exists():
-            shutil.rmtree(folder)
+        if not args.resume and folder.exists():  # one in the making that is started anew, now that this one loads
+            remove_run(folder)
+        write_settings(folder, settings)
         if folds is not None:
             write_folds(folder / "folds.csv", folds)
-        write_json(folder / "settings.json", settings)
     processes.wait()  # no process may see what an overwritten run has left
 
     validation = Validation(
@@ -291,9 +339,7 @@ def _train(
             after_epoch=validation.after_epoch,
             memory=StepMemory(model, plan),
         )
-    if processes.is_main():
-        validation.warn_if_control_is_better()
-        _finish(folder, settings, validation)
+    return validation
 
 
 def _check_fold_flags(args: argparse.Namespace) -> None:
@@ -325,12 +371,14 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
     from ksat.crossval import CrossValidation, cross_validate
     from ksat.files import file_sha256
 
+    require_name("--run", f"{args.run}-fold{args.folds - 1}")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--run")
     for flag in ("--all", "--overwrite"):
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
-    key = {"flags": flags, "files": {str(path): file_sha256(path) for path in files}}
+    own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
+    key = {"flags": own.parse_known_args(argv)[1], "files": {str(path): file_sha256(path) for path in files}}
     plan = CrossValidation(args.run, args.folds, tuple(flags), key, CHECKPOINTS)
     cross_validate(plan, files[0], limit=args.limit, overwrite=args.overwrite)
 
@@ -349,24 +397,24 @@ def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
     encoder = Encoder(tokenizer, template, score_by, max_tokens=args.max_tokens or DEFAULTS["max_tokens"])
     test = Path(args.against) if args.against else DEFAULT_TEST if DEFAULT_TEST.exists() else None
     oof = Path(args.oof) if args.oof else None
-    write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit)
+    write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit, overwrite=args.overwrite)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings of the run that --resume goes on with, {} for a new run."""
     if not args.resume:
         return {}
-    from ksat.files import read_json
+    from ksat.runs import read_settings
 
     if not args.run or args.overwrite:
         raise InputError("--resume: name the interrupted run with --run, and leave --overwrite out")
-    folder = CHECKPOINTS / args.run
-    if (folder / "run.json").exists():
-        raise InputError(f"--resume: {folder} is finished; score with python inference.py --ckpt {folder}")
-    if not (folder / "settings.json").exists():
-        started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("*/settings.json"))) or "none"
-        raise InputError(f"--resume: {folder} was never started; runs there: {started}")
-    return read_json(folder / "settings.json")
+    run = RunFolder(CHECKPOINTS / args.run)
+    if (run.making / "run.json").exists():
+        raise InputError(f"--resume: {run.place} is finished; score with python inference.py --ckpt {run.place}")
+    if not (run.making / "settings.json").exists():
+        started = ", ".join(sorted(p.parent.name for p in CHECKPOINTS.glob("[!.]*/settings.json"))) or "none"
+        raise InputError(f"--resume: {run.place} was never started; runs there: {started}")
+    return read_settings(run.making)
 
 
 def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[list[Path], bool]:
@@ -402,6 +450,7 @@ def _resolve(
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
+    settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
     if settings["folds"]:
         settings["valid_fraction"] = 0.0
     if settings["alpha"] is None:
@@ -442,18 +491,29 @@ def _resolve(
 
 
 def _check_ranges(settings: dict[str, Any]) -> None:
-    rules = {
-        "lr": (0 < settings["lr"] <= 1, "above 0, at most 1"),
-        "dropout": (0 <= settings["dropout"] < 1, "0 to 1"),
-        "warmup": (0 <= settings["warmup"] < 1, "0 to 1"),
-        "weight_decay": (0 <= settings["weight_decay"] < math.inf, "0 or more"),
-        "alpha": (0 < settings["alpha"] < math.inf, "above 0"),
-        "seed": (0 <= settings["seed"] < 2**32, f"0 to {2**32 - 1}"),
-        "valid_fraction": (0 <= settings["valid_fraction"] <= 0.5, "0 (train on every row) to 0.5"),
-    }
-    for name, (holds, expected) in rules.items():
-        if not holds:
+    from ksat.runs import SETTING_RULES
+
+    for name in ("lr", "dropout", "warmup", "weight_decay", "alpha", "seed", "valid_fraction"):
+        holds, expected = SETTING_RULES[name]
+        if not holds(settings[name]):
             raise InputError(f"--{name.replace('_', '-')} {settings[name]}: expected {expected}")
+
+
+def _require_same_base(settings: dict[str, Any]) -> None:
+    """Notes in the settings which base was loaded.
+
+    Raises:
+        InputError: it is not the one that the resumed run was started on.
+    """
+    from ksat.identity import identify_base, name_difference
+
+    found = identify_base(settings["base"])
+    if difference := name_difference(settings["base_identity"] or {}, found):
+        raise InputError(
+            f"--resume: --base {settings['base']} is not the one that the run was started on ({difference}); put that one back, or start "
+            "another --run"
+        )
+    settings["base_identity"] = found
 
 
 def _split(
@@ -506,28 +566,31 @@ def _hold_out_fold(
     return [first[i] for i in train_index] + kept, held_out, folds
 
 
-def _run_folder(args: argparse.Namespace, settings: dict[str, Any]) -> Path:
-    """checkpoints/<run>; a fresh name unless --run is given.
+def _default_name(settings: dict[str, Any]) -> str:
+    base = settings["base"].rstrip("/").rsplit("/", 1)[-1]
+    return f"{base}-{settings['score_by']}-r{settings['rank']}-lr{settings['lr']:g}-e{settings['epochs']}-s{settings['seed']}"
+
+
+def _choose_folder(args: argparse.Namespace, run: RunFolder) -> Path:
+    """Where a named run is trained: where it was begun, in its place, or beside what --overwrite replaces.
 
     Raises:
-        InputError: the name is a path, or the folder exists without --resume or --overwrite.
+        InputError: there is something without --resume or --overwrite, or what is to be replaced is no run.
     """
-    if args.run is None:
-        base = settings["base"].rstrip("/").rsplit("/", 1)[-1]
-        stem = f"{base}-{settings['score_by']}-r{settings['rank']}-lr{settings['lr']:g}-e{settings['epochs']}-s{settings['seed']}"
-        names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
-        return next(CHECKPOINTS / name for name in names if not (CHECKPOINTS / name).exists())
-    if Path(args.run).name != args.run or args.run in (".", ".."):
-        raise InputError(f"--run {args.run!r}: expected a name without slashes; runs are folders in checkpoints/")
-    folder: Path = CHECKPOINTS / args.run
-    if folder.exists() and not (args.resume or args.overwrite):
+    if args.resume:
+        return run.making
+    if args.overwrite:
+        if run.is_taken:
+            require_run(run.place)
+        return run.new if run.is_taken or run.new.exists() else run.place
+    if run.is_taken or run.new.exists():
         remedy = (
             "choose another --run or --overwrite"
-            if (folder / "run.json").exists()
+            if (run.making / "run.json").exists()
             else "--resume goes on, --overwrite starts anew"
         )
-        raise InputError(f"--run {args.run}: {folder} exists; {remedy}")
-    return folder
+        raise InputError(f"--run {args.run}: {run.place} exists; {remedy}")
+    return run.place
 
 
 def _announce(
@@ -574,43 +637,49 @@ def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
         )
 
 
-def _finish(folder: Path, settings: dict[str, Any], validation: Any) -> None:
-    """Puts the best epoch's adapter in its place and writes run.json last; then removes what only --resume needs."""
+def _finish(folder: Path, settings: dict[str, Any], validation: "Validation") -> None:
+    """Puts the best epoch's adapter in its place and writes run.json last; RunFolder.settle does what is left then."""
     from ksat.devices import peak_memory_gib
-    from ksat.files import file_sha256, read_json, write_json
-    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
+    from ksat.files import file_sha256, write_json
+    from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, library_versions, write_run
 
-    adapter, best = folder / ADAPTER_FOLDER, folder / f"epoch-{validation.best_epoch}"
-    shutil.rmtree(adapter, ignore_errors=True)
-    try:
-        shutil.copytree(best, adapter)
-    except OSError as error:
-        raise InputError(f"{adapter}: can't be written ({error}); free space, then --resume") from error
-    if (adapter / "validation.probs.csv").exists():
-        (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
-    config = read_json(adapter / "adapter_config.json")
-    write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": settings["base"]})
+    adapter = folder / ADAPTER_FOLDER
+    _copy_results(folder, adapter, best=folder / f"epoch-{validation.best_epoch}", base=settings["base"])
     write_json(folder / "metrics.json", validation.progress | {"peak_memory_gib": round(peak_memory_gib(), 2)})
-    if (log := folder / "trainer" / "log.jsonl").exists():
-        shutil.copy(log, folder / "log.jsonl")
     run = Run(
         base=settings["base"],
+        base_identity=settings["base_identity"],
         score_by=settings["score_by"],
         template=settings["template"],
         max_tokens=settings["max_tokens"],
         scale=validation.scale,
         quantization=settings["quantization"],
         adapter_sha256=file_sha256(adapter / ADAPTER_FILE),
+        adapter_config_sha256=file_sha256(adapter / CONFIG_FILE),
         settings=settings | {"best_epoch": validation.best_epoch},
         data=settings["data"],
         versions=library_versions(),
     )
     write_run(folder, run)
-    shutil.rmtree(best)
-    shutil.rmtree(folder / "trainer")
-    (folder / "progress.json").unlink()
-    print(f"wrote {folder}: adapter of epoch {validation.best_epoch}; score with: python inference.py --ckpt {folder}")
+
+
+def _copy_results(folder: Path, adapter: Path, *, best: Path, base: str) -> None:
+    """Copies what training has left: the best epoch's adapter and validation probabilities, the log."""
+    from ksat.children import how_to_go_on
+    from ksat.files import read_json, write_json
+
+    try:
+        shutil.rmtree(adapter, ignore_errors=True)
+        shutil.copytree(best, adapter, ignore=shutil.ignore_patterns(SEAL))
+        if (adapter / "validation.probs.csv").exists():
+            (adapter / "validation.probs.csv").replace(folder / "validation.probs.csv")
+        if (log := folder / "trainer" / "log.jsonl").exists():
+            shutil.copy(log, folder / "log.jsonl")
+    except OSError as error:
+        raise InputError(f"{folder}: can't be written ({error}); free space, then {how_to_go_on()}") from error
+    config = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", config | {"base_model_name_or_path": base})
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "a run goes on with --run NAME --resume, --all with the same command"))

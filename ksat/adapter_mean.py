@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError
 from ksat.files import read_json
-from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, read_run
+from ksat.identity import name_difference
+from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, read_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,7 @@ def read_member(folder: Path) -> Member:
     from safetensors import safe_open
 
     run = read_run(folder)
-    config = read_json(folder / ADAPTER_FOLDER / "adapter_config.json")
+    config = read_json(folder / ADAPTER_FOLDER / CONFIG_FILE)
     path = folder / ADAPTER_FOLDER / ADAPTER_FILE
     others = sorted(name for name, value in config.items() if name not in _HARMLESS and value and value != "none")
     if config.get("init_lora_weights") not in (True, False, None, "gaussian"):
@@ -143,6 +144,11 @@ def require_one_kind(members: Sequence[Member]) -> None:
                     f"{member.folder}: its {name} is {here!r:.80}, that of {first.folder} {there!r:.80}; only runs with the same "
                     "can be averaged; blend their probabilities with ensemble.py"
                 )
+        if difference := first.run.base_identity and name_difference(member.run.base_identity, first.run.base_identity):
+            raise InputError(
+                f"{first.folder}: was trained on another {first.run.base} than {member.folder} ({difference}); only runs on the same base "
+                "can be averaged; blend their probabilities with ensemble.py"
+            )
         if member.shapes != first.shapes:
             differing = sorted(set(member.shapes.items()) ^ set(first.shapes.items()))
             raise InputError(
@@ -161,7 +167,7 @@ def mean_adapter(members: Sequence[Member], weights: Sequence[float], rank: int 
             Frobenius norm (Eckart and Young 1936).
 
     Raises:
-        InputError: a rank above the sum of the ranks.
+        InputError: a rank above the sum of the ranks, or a member's weights that are not finite.
     """
     from safetensors import safe_open
 
@@ -176,8 +182,8 @@ def mean_adapter(members: Sequence[Member], weights: Sequence[float], rank: int 
         for module in members[0].shapes:
             factors = [
                 (
-                    file.get_tensor(_keys(module)[0]),
-                    weight * member.scaling * file.get_tensor(_keys(module)[1]).double(),
+                    _finite(file, _keys(module)[0], member),
+                    weight * member.scaling * _finite(file, _keys(module)[1], member).double(),
                 )
                 for file, member, weight in zip(files, members, weights, strict=True)
             ]
@@ -187,6 +193,14 @@ def mean_adapter(members: Sequence[Member], weights: Sequence[float], rank: int 
     worst = min(shares, key=shares.__getitem__)
     kept, whole = (math.hypot(*(pair[i] for pair in norms.values())) for i in (0, 1))
     return Soup(tensors, rank or total, kept / whole if whole else 1.0, (worst, shares[worst]))
+
+
+def _finite(file: Any, name: str, member: Member) -> "Tensor":
+    """A tensor of a member's adapter."""
+    tensor: Tensor = file.get_tensor(name)
+    if not bool(tensor.isfinite().all()):
+        raise InputError(f"{member.folder}: {name} is not finite; its training broke down: leave the run out")
+    return tensor
 
 
 def _join(factors: "Sequence[tuple[Tensor, Tensor]]", rank: int | None) -> "tuple[Tensor, Tensor, tuple[float, float]]":

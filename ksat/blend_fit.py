@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ksat.calibration import Calibration, calibrate, draw_reliability, format_calibrations
 from ksat.errors import InputError
-from ksat.files import read_json, write_json
+from ksat.files import Outputs, read_json, text_writer, to_json
 from ksat.fitted_blend import FittedBlend, Pool, from_dict
 from ksat.fitting import NestedGain, fit_blend, greedy_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
@@ -94,14 +94,20 @@ def format_fit(fit: BlendFit) -> str:
     ])  # fmt: skip
 
 
-def write_fit(path: Path, fit: BlendFit) -> None:
-    """Writes NAME.blend.json and, beside it, the reliability of the blend as NAME.blend.png."""
+def write_fit(outputs: Outputs, fit: BlendFit) -> None:
+    """Writes the reliability of the blend as NAME.blend.png and, last, NAME.blend.json.
+
+    Args:
+        outputs: the picture and the file, claimed.
+        fit: what to write.
+    """
     names = [str(file) for file in fit.files]
     blends = {"fitted": fit.fitted.to_dict(names), "equal": fit.equal.to_dict(names)}
-    write_json(path, {**blends, "recommended": "fitted" if fit.is_worth_it else "equal", "gain": fit.gain.to_dict()})
+    value = {**blends, "recommended": "fitted" if fit.is_worth_it else "equal", "gain": fit.gain.to_dict()}
     name, calibration = fit.calibrations[-1 if fit.is_worth_it else -2]
     curves = [("as blended", calibration.before), (f"at temperature {calibration.temperature:.2f}", calibration.after)]
-    draw_reliability(path.with_suffix(".png"), curves, title=f"{name}, {len(fit.files)} members, out of fold")
+    title = f"{name}, {len(fit.files)} members, out of fold"
+    outputs.write([lambda path: draw_reliability(path, curves, title=title), text_writer(to_json(value))])
 
 
 def read_fit(path: Path, num_members: int, *, as_fitted: bool) -> FittedBlend:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ksat.files import write_atomic
 from ksat.metrics import SMALLEST_PROB, fit_scale, row_log_losses, wilson_interval
 from ksat.predictions import FloatArray, IntArray, predicted_answers
 from ksat.tables import markdown_table
@@ -172,7 +171,7 @@ def format_calibrations(rows: Sequence[tuple[str, Calibration]]) -> str:
 
 
 def draw_reliability(path: Path, curves: Sequence[tuple[str, Sequence[ReliabilityBin]]], *, title: str) -> None:
-    """Writes a PNG atomically: accuracy over confidence, a curve each with 95 % Wilson intervals, and the rows a bin.
+    """Writes a PNG: accuracy over confidence, a curve each with 95 % Wilson intervals, and the rows a bin.
 
     The intervals count rows as independent; where many share a passage they are a little too narrow.
 
@@ -180,9 +179,6 @@ def draw_reliability(path: Path, curves: Sequence[tuple[str, Sequence[Reliabilit
         path: of the file.
         curves: (name, bins), such as before and after the temperature.
         title: above the picture.
-
-    Raises:
-        InputError: the disk is full or the folder can't be written.
     """
     import matplotlib
 
@@ -206,7 +202,7 @@ def draw_reliability(path: Path, curves: Sequence[tuple[str, Sequence[Reliabilit
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
     top.legend(loc="best", frameon=False)
-    write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    figure.savefig(path, format="png", dpi=150)
     plt.close(figure)
 
 

@@ -1,6 +1,7 @@
 """Our scripts as processes of their own: one that dies takes nobody with it, and its memory goes back."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+_IS_CHILD = "KSAT_CHILD"
+
+
+def how_to_go_on() -> str:
+    """What a user does to go on with an interrupted training; one of several is gone on with by whoever started them."""
+    return "run the same command again" if os.environ.get(_IS_CHILD) else "--resume"
 
 
 def run_script(command: Sequence[str], log: Path) -> str:
@@ -23,7 +30,8 @@ def run_script(command: Sequence[str], log: Path) -> str:
     with log.open("a", encoding="utf-8") as file:
         # A child that outlives us would score the same base twice once we are started again.
         process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=_die_with_parent
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+            env={**os.environ, _IS_CHILD: "1", "PYTHONIOENCODING": "utf-8"}, preexec_fn=_die_with_parent,
         )  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:

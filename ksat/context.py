@@ -25,7 +25,7 @@ class ContextRule:
     @classmethod
     def parse(cls, text: str) -> "ContextRule":
         """An argparse type."""
-        if not re.fullmatch(r"all|none|kind=(reading|knowledge)|short:[1-9]\d{0,6}", text):
+        if not re.fullmatch(r"all|none|kind=(reading|knowledge)|short:[1-9][0-9]{0,6}", text):
             raise argparse.ArgumentTypeError(
                 f"{text!r}: expected all, none, kind=knowledge, kind=reading, or short:N for passages under N characters"
             )

@@ -1,7 +1,6 @@
 """Articles to look things up in, and the passages they are cut into."""
 
 import bz2
-import json
 import math
 import re
 import unicodedata
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ksat.errors import InputError
+from ksat.files import parse_json
 from ksat.wikitext import to_plain_text
 
 LONGEST = 500  # characters of a passage, but for a sentence that is longer
@@ -38,16 +38,20 @@ def read_corpus(path: Path) -> Iterator[Article]:
     Raises:
         InputError: while reading: no such file, cut, not of its format, or without a text.
     """
+    if "\0" in str(path):
+        raise InputError(f"--corpus {str(path)!r}: has a NUL in its name; check the path")
     is_dump = path.name.lower().endswith((".xml", ".xml.bz2"))
     found = False
     try:
         with _open(path) as file:
-            for article in _read_dump(file) if is_dump else _read_lines(file, path):
+            for article in _read_dump(file, path) if is_dump else _read_lines(file, path):
                 if article.text.strip():
                     found = True
                     yield article
     except FileNotFoundError as error:
         raise InputError(f"--corpus {path}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"--corpus {path}: a folder where a file is expected; name the file in it") from error
     except EOFError as error:
         raise InputError(f"--corpus {path}: ends in the middle of its bz2 stream; copy or download it again") from error
     except ET.ParseError as error:
@@ -75,10 +79,10 @@ def _read_lines(file: IO[bytes], path: Path) -> Iterator[Article]:
         if not text:
             continue
         try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
+            fields = parse_json(text)
+        except ValueError as error:
             raise InputError(
-                f"--corpus {path}: line {number} is not JSON ({error.msg}); expected one object a line"
+                f"--corpus {path}: line {number} is not JSON ({error}); expected one object a line"
             ) from error
         if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
             found = f"fields {', '.join(map(repr, fields))}" if isinstance(fields, dict) else type(fields).__name__
@@ -88,10 +92,15 @@ def _read_lines(file: IO[bytes], path: Path) -> Iterator[Article]:
         yield Article(clean(str(fields.get("title") or "")), clean(fields["text"]))
 
 
-def _read_dump(file: IO[bytes]) -> Iterator[Article]:
+def _read_dump(file: IO[bytes], path: Path) -> Iterator[Article]:
     """Pages of the main namespace that are no redirects."""
     events = ET.iterparse(file, events=("start", "end"))
-    _, root = next(events)
+    try:
+        _, root = next(events)
+    except (LookupError, ValueError) as error:  # the parser knows no multi-byte encoding but UTF-8 and UTF-16
+        raise InputError(
+            f"--corpus {path}: its XML declares an encoding that can't be read ({error}); save it as UTF-8"
+        ) from error
     for event, element in events:
         if event == "start" or element.tag.rpartition("}")[2] != "page":
             continue

@@ -3,7 +3,8 @@
 Each fold is train.py in a process of its own, from a fresh adapter. What is done stays done: the same command goes on.
 """
 
-import shutil
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 
 from ksat.children import run_script
 from ksat.errors import InputError
-from ksat.files import read_json, write_json
+from ksat.files import claim_outputs, lock, read_json, text_writer, to_json, write_json
 from ksat.folds import assign_folds
 from ksat.kinds import find_kind
 from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
 from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, read_probs, write_probs
 from ksat.questions import Question, passage_key, read_questions
+from ksat.run_folders import next_step, require_replaceable
 from ksat.runs import read_run
 
 
@@ -46,8 +48,18 @@ class CrossValidation:
 
     @property
     def mark(self) -> Path:
-        """Says with which settings it was started."""
+        """Says with which settings it was started, and what of an earlier one is still to be replaced."""
         return self.checkpoints / f"{self.run}.folds.json"
+
+    @property
+    def oof(self) -> Path:
+        """The out-of-fold probabilities."""
+        return SUBMISSIONS / f"{self.run}-oof.probs.csv"
+
+    @property
+    def sha256(self) -> str:
+        """Of the key."""
+        return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
 
 
 def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, overwrite: bool) -> None:
@@ -57,58 +69,86 @@ def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, over
         plan: what to train.
         file: the questions that are cut into folds.
         limit: its first so many rows alone.
-        overwrite: drop what an earlier call has left.
+        overwrite: replace what an earlier call has left, one by one as the new is complete.
 
     Raises:
-        InputError: see train_folds and join_folds; or the file can't be cut into so many folds.
+        InputError: see train_folds and join_folds; or the file can't be cut into so many folds, or the out-of-fold file is
+            of something else, or another process is at work.
     """
     questions = read_questions(file, labelled=True)[:limit]
     assign_folds(questions, plan.num_folds)  # what can't be cut is said before anything is trained
-    train_folds(plan, overwrite=overwrite)
-    predictions, report = join_folds(plan, questions)
-    out = SUBMISSIONS / f"{plan.run}-oof.probs.csv"
-    write_probs(out, predictions)
-    write_json(out.with_suffix(".json"), report)
+    report_path = plan.oof.with_suffix(".json")
+    with lock(plan.mark, "cross-validation"):
+        replaced = _start(plan, overwrite=overwrite)
+        own = report_path.exists() and read_json(report_path).get("cross_validation_sha256") == plan.sha256
+        with claim_outputs(
+            (plan.oof, report_path), inputs=plan.key["files"], overwrite=own or plan.oof.name in replaced,
+            command=plan.key, flag="--run",
+        ) as outputs:  # fmt: skip
+            train_folds(plan, replaced)
+            predictions, report = join_folds(plan, questions)
+            outputs.write([lambda path: write_probs(path, predictions), text_writer(to_json(report))])
+    _note(plan, [])
     table = format_table(fold_metrics(predictions, questions))
-    print(f"\n{table}\n\nwrote {out}: {len(questions)} rows, each scored by the run that did not train on it")
+    print(f"\n{table}\n\nwrote {plan.oof}: {len(questions)} rows, each scored by the run that did not train on it")
 
 
-def train_folds(plan: CrossValidation, *, overwrite: bool) -> None:
+def _start(plan: CrossValidation, *, overwrite: bool) -> list[str]:
+    """Names of the folds and outputs that are of an earlier cross-validation, and to be replaced.
+
+    Raises:
+        InputError: there is one of other settings without `overwrite`, or what is to be replaced is no run.
+    """
+    folders = [plan.folder(fold) for fold in range(plan.num_folds)]
+    if overwrite:
+        for folder in folders:
+            require_replaceable(folder)
+        replaced = [*(folder.name for folder in folders), plan.oof.name]
+    elif plan.mark.exists():
+        mark = read_json(plan.mark)
+        if mark.get("key") != plan.key:
+            raise InputError(
+                f"--run {plan.run}: {plan.mark} was started with other settings or files; choose another --run, or --overwrite"
+            )
+        replaced = [str(name) for name in mark.get("replaced", [])]
+    elif taken := [str(folder) for folder in folders if folder.exists()]:
+        raise InputError(
+            f"--run {plan.run}: {taken[0]} exists and is not its fold; choose another --run, or --overwrite"
+        )
+    else:
+        replaced = []
+    _note(plan, replaced)
+    return replaced
+
+
+def _note(plan: CrossValidation, replaced: list[str]) -> None:
+    write_json(plan.mark, {"key": plan.key, "replaced": replaced})
+
+
+def train_folds(plan: CrossValidation, replaced: Sequence[str] = ()) -> None:
     """Trains every fold that is not finished.
 
     Args:
         plan: what to train.
-        overwrite: drop what an earlier call has left, finished folds included.
+        replaced: names of folds that are of an earlier cross-validation; each stays until the new one is complete.
 
     Raises:
-        InputError: an earlier call with other settings has left folds; or a fold fails, with its reason.
+        InputError: a fold fails, with its reason.
     """
-    if overwrite:
-        plan.mark.unlink(missing_ok=True)
-        for fold in range(plan.num_folds):
-            shutil.rmtree(plan.folder(fold), ignore_errors=True)
-    if plan.mark.exists() and read_json(plan.mark) != plan.key:
-        raise InputError(
-            f"--run {plan.run}: {plan.mark} was started with other settings or files; choose another --run, or --overwrite"
-        )
-    if not plan.mark.exists():
-        if taken := [str(plan.folder(k)) for k in range(plan.num_folds) if plan.folder(k).exists()]:
-            raise InputError(
-                f"--run {plan.run}: {taken[0]} exists and is not its fold; choose another --run, or --overwrite"
-            )
-        write_json(plan.mark, plan.key)
+    replaced = list(replaced)
     for fold in range(plan.num_folds):
         folder = plan.folder(fold)
-        if (folder / "run.json").exists():
+        if (how := next_step(folder, replaced=folder.name in replaced)) is None:
             print(f"fold {fold}: {folder} is finished")
             continue
-        # A folder without settings was cut off before its first step.
-        how = "--resume" if (folder / "settings.json").exists() else "--overwrite"
         command = ["train.py", *plan.flags, "--run", folder.name, "--fold", str(fold), how]
         if reason := run_script(command, plan.checkpoints / f"{folder.name}.log"):
             raise InputError(
                 f"fold {fold} of {plan.run}: {reason}; mend it and run the same command again: finished folds stay"
             )
+        if folder.name in replaced:
+            replaced.remove(folder.name)
+            _note(plan, replaced)
 
 
 def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Predictions, dict[str, Any]]:
@@ -139,6 +179,7 @@ def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Pr
     probs = np.stack([found[question.id] for question in questions])
     report = {
         "out_of_fold": True,
+        "cross_validation_sha256": plan.sha256,
         "base": run.base,
         "folds": plan.num_folds,
         "folds_sha256": assignments.pop(),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ksat.encoding import Encoder
 from ksat.errors import bad_rows
-from ksat.files import write_atomic, write_text
+from ksat.files import claim_outputs, text_writer
 from ksat.kinds import find_kind
 from ksat.near_duplicates import near_duplicate_pairs
 from ksat.predictions import Predictions, read_probs
@@ -156,6 +156,7 @@ def write_report(
     test: Path | None,
     oof: Path | None,
     limit: int | None,
+    overwrite: bool,
 ) -> None:
     """Prints the report and writes it as folder/<first file>.md; with `oof` also the suspicious labels as a CSV.
 
@@ -167,24 +168,35 @@ def write_report(
         test: questions to compare with, without labels.
         oof: out-of-fold probabilities of the first file.
         limit: the first so many rows of each file alone.
+        overwrite: replace a report that is there.
 
     Raises:
-        InputError: a file can't be read, or `oof` has rows that are no labelled ones of the first file.
+        InputError: a file can't be read, a report is there, or `oof` has rows that are no labelled ones of the first file.
     """
-    tables = [(path, read_questions(path)[:limit]) for path in [*files, *([test] if test else [])]]
-    text = report(tables, encoder, base)
-    written = [folder / f"{files[0].stem}.md"]
-    if oof is not None:
-        questions = {question.id: question for question in tables[0][1] if question.answer is not None}
-        predictions = read_probs(oof)
-        if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
-            raise bad_rows(
-                oof, f"are no labelled rows of {files[0]}", unknown, "give the file that the folds were cut from"
-            )
-        suspects = find_suspects(predictions, questions)
-        text += f"\n{suspects_text(suspects, len(predictions.ids), questions)}"
-        written.append(folder / f"{files[0].stem}-suspicious.csv")
-        table = pd.DataFrame([asdict(suspect) for suspect in suspects], columns=[f.name for f in fields(Suspect)])
-        write_atomic(written[-1], lambda beside: table.to_csv(beside, index=False))
-    write_text(written[0], text)
-    print(f"{text}\nwrote {' and '.join(map(str, written))}")
+    report_path = folder / f"{files[0].stem}.md"
+    suspects_path = folder / f"{files[0].stem}-suspicious.csv"
+    paths = [report_path] if oof is None else [suspects_path, report_path]
+    command = (files, base, test, oof, limit)
+    with claim_outputs(
+        paths, inputs=[*files, test, oof], overwrite=overwrite, command=command, flag="--data-report"
+    ) as outputs:
+        tables = [(path, read_questions(path)[:limit]) for path in [*files, *([test] if test else [])]]
+        text = report(tables, encoder, base)
+        writers = []
+        if oof is not None:
+            suspects, told = _suspects(oof, files[0], tables[0][1])
+            text += told
+            writers = [lambda path: suspects.to_csv(path, index=False)]
+        outputs.write([*writers, text_writer(text)])
+    print(f"{text}\nwrote {' and '.join(map(str, reversed(paths)))}")
+
+
+def _suspects(oof: Path, file: Path, rows: Sequence[Question]) -> tuple[pd.DataFrame, str]:
+    """The suspicious labels of a file as a table, and what the report says of them."""
+    questions = {question.id: question for question in rows if question.answer is not None}
+    predictions = read_probs(oof)
+    if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
+        raise bad_rows(oof, f"are no labelled rows of {file}", unknown, "give the file that the folds were cut from")
+    suspects = find_suspects(predictions, questions)
+    table = pd.DataFrame([asdict(suspect) for suspect in suspects], columns=[f.name for f in fields(Suspect)])
+    return table, f"\n{suspects_text(suspects, len(predictions.ids), questions)}"

@@ -6,9 +6,9 @@ its full sha256, dequantised once to fp32 safetensors, and kept in a user cache 
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from ksat.errors import InputError
-from ksat.files import file_sha256, write_json
+from ksat.files import file_sha256, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ def embedded_path(name: str) -> Path:
     """
     model = EMBEDDED[name]
     folder = cache_dir() / f"{name}-{model.sha256[:12]}-{_FORMAT}"
-    if (folder / "source.json").exists():
+    if _is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Two processes at once: the second waits, and finds it done.
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not (folder / "source.json").exists():
+            if not _is_whole(folder):
                 _build(name, folder)
     except OSError as error:
         raise InputError(
@@ -81,22 +81,43 @@ def embedded_path(name: str) -> Path:
     return folder
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there, with all of its files at their sizes."""
+    try:
+        sizes = read_json(folder / "source.json").get("sizes", {})  # earlier versions noted none
+    except InputError:
+        return False
+    found = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return isinstance(sizes, dict) and sizes.items() <= found.items()
+
+
 def _build(name: str, folder: Path) -> None:
+    """Converts beside `folder` and renames. Call it under the lock: whatever else lies there is what a kill has left."""
     model = EMBEDDED[name]
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    # Earlier versions converted in folders of random names.
+    olds = [path for path in folder.parent.glob(f".{name}-*") if re.fullmatch(rf"\.{name}-[a-z0-9_]{{8}}", path.name)]
+    for rest in (scratch, folder, *olds):
+        if rest.exists():
+            print(f"removing {rest}, an unfinished conversion", file=sys.stderr)
+            shutil.rmtree(rest)
     print(
         f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr
     )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        gguf = _join(model, Path(scratch) / "model.gguf")
-        converted = Path(scratch) / "converted"
+    try:
+        gguf = _join(model, scratch / "model.gguf")
+        converted = scratch / "converted"
         _convert(gguf, converted)
-        write_json(converted / "source.json", {"package": model.pip_name, "sha256": model.sha256, "title": model.title})
-        if folder.exists():  # an older cut one lies there without its marker
-            shutil.rmtree(folder)
+        sizes = {path.name: path.stat().st_size for path in sorted(converted.iterdir())}
+        about = {"package": model.pip_name, "sha256": model.sha256, "title": model.title, "sizes": sizes}
+        write_json(converted / "source.json", about)
         converted.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _join(model: EmbeddedModel, target: Path) -> Path:
+    target.parent.mkdir()
     with target.open("wb") as joined:
         for package, file in model.parts:
             spec = importlib.util.find_spec(package)
@@ -123,12 +144,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     # With these two the weights count as quantised, and save_pretrained refuses.
     del language_model.config.quantization_config
     language_model.hf_quantizer = None  # type: ignore[assignment]
-    language_model.save_pretrained(folder)
     if language_model.config.model_type == "gemma3_text":
         tokenizer = _gemma_tokenizer(gguf)
     else:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.save_pretrained(folder)
+    try:
+        language_model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # of a full disk safetensors makes an error of its own, and tokenizers a plain Exception
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _gemma_tokenizer(gguf: Path) -> Any:

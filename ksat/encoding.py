@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jinja2
-
+from ksat import chat_template
 from ksat.errors import InputError
 from ksat.orders import ONE_ORDER, ChoiceOrders, reorder
 from ksat.prompts import Message, PromptTemplate, ScoreBy, build_messages, continuations, fold_system
@@ -142,12 +141,7 @@ class Encoder:
             return self._bos + _plain(messages, "" if self.score_by == "label" else " ")
         if self._folds_system:
             messages = fold_system(messages)
-        # enable_thinking=False: Qwen3 would answer with its thoughts; templates that don't know the name ignore it.
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        )
+        return chat_template.render(self.tokenizer, messages, add_generation_prompt=True)
 
     def _shots_for(self, question: Question) -> list[Question]:
         own = passage_key(question)
@@ -226,13 +220,11 @@ def _plain(messages: Sequence[Message], before_answer: str) -> str:
 def _serves_system(tokenizer: Any) -> bool:
     """Whether the chat template keeps a system turn: some raise, some drop it without a word."""
     marker = "시스템-역할-확인"
+    messages = [{"role": "system", "content": marker}, {"role": "user", "content": "1"}]
     try:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "system", "content": marker}, {"role": "user", "content": "1"}], tokenize=False
-        )
-    except (jinja2.TemplateError, ValueError):
+        return marker in chat_template.render(tokenizer, messages, add_generation_prompt=False)
+    except InputError:  # a template that is broken altogether says so with the first prompt
         return False
-    return marker in rendered
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

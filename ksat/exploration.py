@@ -5,7 +5,6 @@ command goes on where it was stopped.
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 
 from ksat.children import run_script
 from ksat.errors import InputError
-from ksat.files import file_sha256, read_json, write_json
+from ksat.files import file_sha256, read_json, require_name, write_json
+from ksat.identity import identify_files
 from ksat.journal import Journal
 from ksat.predictions import Predictions, read_probs
 from ksat.prompts import DEFAULT_TEMPLATES
+from ksat.run_folders import CHECKPOINTS, next_step, require_replaceable
 from ksat.runs import library_versions
-
-CHECKPOINTS = Path("checkpoints")  # where train.py puts its runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +91,20 @@ def parse_candidates(text: str) -> list[Candidate]:
         raise InputError(
             f"--bases: {' and '.join(twice)} are the same, or would be written to the same files; leave one out"
         )
+    for slug in slugs:
+        require_name("--bases", slug)
     return candidates
 
 
 def require_same(candidate: Candidate, settings: Settings) -> None:
     """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that is
-    dropped instead, an interrupted scoring's journal and the trained run included."""
+    dropped instead, an interrupted scoring's journal included, and the trained run once the new one is complete."""
     paths = _Paths(candidate, settings)
+    if settings.train is not None:
+        require_name("--out and --bases give a run", paths.run.name)
     scored, trained = _read(paths.scoring), _read(paths.training)
+    if trained is not None:
+        trained.pop("replaces", None)
     other_scores = scored is not None and {**scored, "adapter": None} != _score_key(candidate, settings, None)
     other_run = settings.train is not None and (
         trained != _train_key(candidate, settings) if trained is not None else paths.run.exists()
@@ -110,8 +115,8 @@ def require_same(candidate: Candidate, settings: Settings) -> None:
             "files, versions or on another device; choose another --out, or --overwrite"
         )
     if other_run:
-        shutil.rmtree(paths.run, ignore_errors=True)
-        paths.training.unlink(missing_ok=True)
+        require_replaceable(paths.run)
+        write_json(paths.training, {**_train_key(candidate, settings), "replaces": True})
     if other_scores:
         Journal.remove(paths.journal)
         for path in (paths.done, paths.scoring):
@@ -127,9 +132,8 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
     paths.log.unlink(missing_ok=True)
     adapter, trained_gib = None, 0.0
     if settings.train is not None:
-        for command in _training(candidate, settings, paths):
-            if reason := run_script(command, paths.log):
-                return Outcome(candidate, reason=reason)
+        if reason := _train(candidate, settings, paths):
+            return Outcome(candidate, reason=reason)
         adapter = read_json(paths.run / "run.json")["adapter_sha256"]
         trained_gib = float(read_json(paths.run / "metrics.json")["peak_memory_gib"])
     key = _score_key(candidate, settings, adapter)
@@ -185,13 +189,10 @@ def _score_key(candidate: Candidate, settings: Settings, adapter: str | None) ->
     return {**_common_key(candidate, settings), **about, "trains": settings.train is not None}
 
 
-def _files(base: str) -> list[list[Any]]:
-    """Name, size and time of a local base's files, so that another one in the same folder is not taken for it."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return []
-    found = ((path, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return [[path.name, status.st_size, status.st_mtime_ns] for path, status in found]
+def _files(base: str) -> dict[str, Any]:
+    """A local base's files, so that another one in the same folder is not taken for it; a hub's are not there before they are
+    loaded."""
+    return identify_files(base) if Path(base).is_dir() else {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -209,17 +210,20 @@ def _base_flags(candidate: Candidate) -> list[str]:
     return flags
 
 
-def _training(candidate: Candidate, settings: Settings, paths: _Paths) -> list[list[str]]:
-    """The command that trains the candidate: none if it is trained already, one that resumes if it was cut off."""
-    command = ["train.py", "--run", paths.run.name]
-    if (paths.run / "run.json").exists():
-        return []
-    if (paths.run / "settings.json").exists():
-        return [[*command, "--resume", *settings.flags]]
-    write_json(
-        paths.training, _train_key(candidate, settings)
-    )  # no run of another key is there: require_same saw to that
-    return [[*command, "--train", str(settings.train), *_base_flags(candidate), "--overwrite", *settings.flags]]
+def _train(candidate: Candidate, settings: Settings, paths: _Paths) -> str:
+    """Trains the candidate if it is not trained already, or goes on where it was cut off; returns why it failed, or ""."""
+    mark = _read(paths.training) or _train_key(candidate, settings)  # no run of another key is there: see require_same
+    how = next_step(paths.run, replaced="replaces" in mark)
+    if how is None:
+        return ""
+    command = ["train.py", "--run", paths.run.name, how]
+    if how == "--overwrite":
+        write_json(paths.training, mark)
+        command += ["--train", str(settings.train), *_base_flags(candidate)]
+    if reason := run_script([*command, *settings.flags], paths.log):
+        return reason
+    write_json(paths.training, _train_key(candidate, settings))
+    return ""
 
 
 def _scoring(candidate: Candidate, settings: Settings, paths: _Paths) -> list[str]:

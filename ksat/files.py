@@ -1,14 +1,16 @@
 """Files that are complete or untouched: written beside and renamed, locked while in use, and never in an input's place."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -35,7 +37,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """The name to write under before the rename; whatever is left there is removed, and an OSError becomes a line."""
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = _beside_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -46,6 +48,10 @@ def _beside(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # where the folder itself is the trouble, nothing was written in it
             beside.unlink()
+
+
+def _beside_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _fill(beside: Path, write: Callable[[Path], None]) -> None:
@@ -69,6 +75,23 @@ def text_writer(text: str) -> Callable[[Path], None]:
     return write
 
 
+def csv_writer(
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, quote_all: bool = False
+) -> Callable[[Path], None]:
+    """Fills a file with a CSV table.
+
+    Args:
+        header: names of the columns.
+        rows: their cells.
+        quote_all: quote every cell; those with a lone carriage return would end their row otherwise.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text_writer(buffer.getvalue())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically; NaN is refused, so that any reader can read it."""
     write_text(path, to_json(value))
@@ -83,23 +106,78 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        InputError: no such file, not JSON, or not an object.
+        InputError: no such file, a folder, not UTF-8, not JSON, or not an object.
     """
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = parse_json(text)
+        if "\\ud" in text.lower():  # a lone surrogate is no text: it could be neither tokenised nor written
+            json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); the file is cut or was edited") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply for Python, or has an integer of more than 4,300 digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_text(path: Path, place: str = "") -> str:
+    """The text of a UTF-8 file, without its byte-order mark, its line ends as they are.
+
+    Args:
+        path: the file.
+        place: what messages begin with, such as "--prompt FILE"; the path unless given.
+
+    Raises:
+        InputError: no such file, a folder, not UTF-8, or it can't be read.
+    """
+    place = place or str(path)
+    try:
+        with _open(path, place) as file:
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{place}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save the file as UTF-8"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    """Hex digest of a file's bytes.
+
+    Raises:
+        InputError: no such file, a folder, or it can't be read.
+    """
+    with _open(path, str(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _open(path: Path, place: str) -> Iterator[IO[bytes]]:
+    """A file's bytes; that it can't be read becomes a line."""
+    if "\0" in str(path):
+        raise InputError(f"{place}: has a NUL in its name; check the path")
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{place}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{place}: a folder where a file is expected; name the file in it") from error
+    except OSError as error:
+        raise InputError(
+            f"{place}: can't be read ({error.strerror or error}); check the path and its rights"
+        ) from error
 
 
 def require_name(flag: str, name: str) -> str:
@@ -119,26 +197,43 @@ def require_name(flag: str, name: str) -> str:
     return name
 
 
+class LockedError(InputError):
+    """Another process is at work on it."""
+
+
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
     """Holds what `path` names: no other process gets it meanwhile. A lock ends with its process, also with one that was killed.
 
     Args:
         path: the file or folder that is locked; the lock itself is .NAME.lock beside it.
         what: for the message.
+        wait: seconds to wait for another process.
 
     Raises:
-        InputError: another process holds it.
+        LockedError: another process holds it.
+        InputError: its folder can't be written.
     """
     held = path.with_name(f".{path.name}.lock")
+    own = FileLock(held, timeout=wait)
     try:
         held.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(held, timeout=0):
-            yield
+        own.acquire()
     except Timeout as error:
-        raise InputError(
+        raise LockedError(
             f"{path}: another process is at work on this {what}; wait for it, or choose another name"
         ) from error
+    except OSError as error:
+        raise InputError(f"{path}: can't be locked ({error.strerror or error}); choose another place") from error
+    try:
+        yield
+    finally:
+        # While it is held: who has opened this file meanwhile sees that it has no name any more, and opens the next one.
+        try:
+            with contextlib.suppress(OSError):
+                held.unlink()
+        finally:
+            own.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +242,20 @@ class Outputs:
 
     Attributes:
         paths: in the order in which they get their names; the last is the mark of a complete set.
-        command: what writes them, in short.
+        command: hash of the flags that write them.
     """
 
     paths: tuple[Path, ...]
     command: str
 
-    def write(self, writers: Sequence[Callable[[Path], None]]) -> None:
-        """Writes all files beside, then gives them their names, the last one last: all of them or none, but for a kill.
+    def write(self, writers: Sequence[Callable[[Path], None]], before_done: Callable[[], None] = lambda: None) -> None:
+        """Writes all files beside, then gives them their names, the mark last: all of them or none, but for a kill.
 
-        A kill between two renames is finished by the same command: a note of what is being renamed lies there until it is done.
+        A kill between two renames is finished by the next command: a note of what is being renamed lies there until it is done.
 
         Args:
             writers: one a path, each fills the file whose path it gets.
+            before_done: removes what only an interrupted command needs.
 
         Raises:
             InputError: one can't be written; none is then.
@@ -168,28 +264,65 @@ class Outputs:
             besides = [stack.enter_context(_beside(path)) for path in self.paths]
             for beside, write in zip(besides, writers, strict=True):
                 _fill(beside, write)
-            note = {path.name: file_sha256(beside) for path, beside in zip(self.paths, besides, strict=True)}
-            write_json(self._note, {"command": self.command, "files": note})
-            for path, beside in zip(self.paths, besides, strict=True):
+            hashes = {path.name: file_sha256(beside) for path, beside in zip(self.paths, besides, strict=True)}
+            write_json(self._note, {"command": self.command, "files": hashes})
+            self._rename()
+        before_done()
+        self._note.unlink()
+
+    def _rename(self) -> None:
+        """Gives the files beside their names. The old mark goes first: no set is ever taken for whole that is half new."""
+        self.paths[-1].unlink(missing_ok=True)
+        for path in self.paths:
+            if (beside := _beside_name(path)).exists():
                 beside.replace(path)
-            self._note.unlink()
 
     @property
     def _note(self) -> Path:
         return self.paths[-1].with_name(f".{self.paths[-1].name}.writing")
 
-    def unfinished(self) -> set[Path]:
-        """Those that this same command had given their names when it was killed."""
-        if not self._note.exists():
+    @property
+    def are_ours(self) -> bool:
+        """Whether what is there was written by us: it has its mark, or the note of a set that was being renamed."""
+        return self.paths[-1].exists() or self._note.exists()
+
+    def settle(self) -> set[Path]:
+        """Finishes what a kill has left of this set; returns the files that this same command may write again.
+
+        A set of another command, complete but for some renames, gets its names. Of this command's own the named files are
+        returned: the command is not done, and does it again.
+        """
+        note = _read_note(self._note)
+        if note is None:
+            for path in self.paths:
+                _beside_name(path).unlink(missing_ok=True)
             return set()
-        try:
-            note = read_json(self._note)
-            if note.get("command") != self.command:
-                return set()
-            files: Mapping[str, str] = note["files"]
-            return {path for path in self.paths if path.is_file() and files.get(path.name) == file_sha256(path)}
-        except (InputError, KeyError, AttributeError):  # edited: then nobody knows whose the files are
-            return set()
+        hashes: dict[str, str] = note["files"]
+        named = {path for path in self.paths if path.is_file() and file_sha256(path) == hashes.get(path.name)}
+        if note["command"] == self.command:
+            return named
+        waiting = [path for path in self.paths if path not in named]
+        if all(_has_hash(_beside_name(path), hashes.get(path.name)) for path in waiting):
+            self._rename_waiting(waiting)
+        return set()
+
+    def _rename_waiting(self, waiting: Sequence[Path]) -> None:
+        for path in waiting:
+            _beside_name(path).replace(path)
+        self._note.unlink()
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """The note of a set that is being renamed; None if there is none, or it was edited."""
+    try:
+        note = read_json(path)
+    except InputError:
+        return None
+    return note if isinstance(note.get("files"), dict) and "command" in note else None
+
+
+def _has_hash(path: Path, sha256: str | None) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
 
 
 @contextlib.contextmanager
@@ -198,7 +331,7 @@ def claim_outputs(
     *,
     inputs: Iterable[Path | str | None],
     overwrite: bool,
-    command: Any,
+    command: object,
     flag: str = "--out",
 ) -> Iterator[Outputs]:
     """Locks a set of output files from before the work until they are written.
@@ -206,28 +339,30 @@ def claim_outputs(
     Args:
         paths: the files, the one that marks a complete set last; its name names the lock.
         inputs: all that the command reads, None for what is not given: an output never takes the place of one.
-        overwrite: replace what is there.
+        overwrite: replace a set of ours that is there.
         command: the flags; a set that a kill left half-named is finished by the same flags.
         flag: that named the output.
 
     Raises:
-        InputError: an output is an input or a folder, or exists without `overwrite`; or another process is at work on it.
+        InputError: an output is an input or a folder, or exists without `overwrite`, or is none of ours; or another process is at
+            work on it.
     """
+    inputs = tuple(inputs)
     outputs = Outputs(tuple(paths), hashlib.sha256(repr(command).encode("utf-8", "backslashreplace")).hexdigest())
     for path in paths:
         require_no_input(path, inputs, flag)
         if path.is_dir():
             raise InputError(f"{flag}: {path} is a folder, where a file is to be written; choose another {flag}")
     with lock(paths[-1], "output"):
-        unfinished = outputs.unfinished()
-        found = [str(path) for path in paths if path.exists() and path not in unfinished]
-        if found and not overwrite:
-            verb = "exists" if len(found) == 1 else "exist"
-            raise InputError(
-                f"{' and '.join(found)} {verb} already; choose another {flag}, or replace with --overwrite"
-            )
-        for path in paths:  # of an earlier call that was killed
-            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+        unfinished = outputs.settle()
+        if found := [str(path) for path in paths if path.exists() and path not in unfinished]:
+            names = f"{' and '.join(found)} {'exists' if len(found) == 1 else 'exist'} already"
+            if not overwrite:
+                raise InputError(f"{names}; choose another {flag}, or replace with --overwrite")
+            if not outputs.are_ours:
+                raise InputError(
+                    f"{names}, and without {paths[-1].name} it is no output of ours; choose another {flag}, or move it away"
+                )
         yield outputs
 
 

@@ -1,6 +1,7 @@
 """A fitted blend: its file, what it makes of its members' probabilities, and the fall-back where it is unsure."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ksat.predictions import FloatArray
 Pool = Literal["linear", "log"]
 POOLS = {"linear": "soft", "log": "geometric"}  # the method of ksat.blending.blend
 FORMAT = 1
+TEMPERATURE_RANGE = (0.001, 100.0)  # of ksat.calibration.fit_temperature
 _SUM_TOLERANCE = 1e-6
 
 
@@ -68,10 +70,12 @@ def from_dict(value: dict[str, Any], path: Path | str) -> tuple[FittedBlend, tup
     if bad := [number for number in numbers if not _is_number(number)]:
         raise InputError(f"{path}: {bad[0]!r} where a finite number is expected; fit the blend again")
     temperatures, weights = ([float(member[name]) for member in members] for name in ("temperature", "weight"))
+    low, high = TEMPERATURE_RANGE
     rules = [
+        (value["log_loss"] >= 0, f"log_loss {value['log_loss']!r}, expected at least 0"),
         (value["pool"] in ("linear", "log"), f"pool {value['pool']!r}, expected linear or log"),
         (all(isinstance(member["file"], str) for member in members), "a member's 'file' is not a text"),
-        (min(temperatures) > 0, f"temperature {min(temperatures)!r}, expected above 0"),
+        *((low <= t <= high, f"temperature {t!r}, expected {low:g} to {high:g}") for t in temperatures),
         (min(weights) >= 0, f"weight {min(weights)!r}, expected at least 0"),
         (abs(math.fsum(weights) - 1) <= _SUM_TOLERANCE, f"weights sum to {math.fsum(weights)!r}, expected 1"),
     ]
@@ -86,8 +90,9 @@ def _require_fields(value: dict[str, Any], names: set[str], path: Path | str) ->
         raise InputError(f"{path}: fields missing or unknown: {', '.join(wrong)}; fit the blend again")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    # Not math.isfinite, which fails for whole numbers that no float reaches.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def apply_blend(fitted: FittedBlend, tables: Sequence[FloatArray]) -> FloatArray:

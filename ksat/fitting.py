@@ -91,7 +91,7 @@ def nested_gain(
 
     if len(set(groups)) < num_folds:
         found = f"{len(set(groups))} passages for {num_folds} folds"
-        raise InputError(f"{found}: a passage lies in one fold; give more labelled rows, or fit fewer folds")
+        raise InputError(f"{found}: a passage lies in one fold; give more labelled rows")
     fit = {"weights": fit_blend, "greedy": greedy_blend}[method]
     fitted, equal = np.full_like(tables[0], np.nan), np.full_like(tables[0], np.nan)
     fold_weights = []

@@ -1,12 +1,35 @@
 """Flags that several scripts share, and what their defaults stand for."""
 
 import argparse
+import math
+import os
+import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from ksat.errors import InputError
+from ksat.errors import EXIT_BAD_INPUT, InputError, error_line
 from ksat.memory import parse_memory
 from ksat.orders import ChoiceOrders
+
+LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes, on Linux
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """The command line of a script: its docstring is the help, and what is wrong with a flag is one line."""
+
+    def __init__(self, doc: str | None, *, prog: str | None = None, allow_abbrev: bool = True) -> None:
+        super().__init__(
+            prog=prog,
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=allow_abbrev,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the script with the message and where the usage stands; argparse would print the whole usage above it."""
+        call = self.prog if self.prog.startswith("python") else f"python {self.prog}"
+        self.exit(EXIT_BAD_INPUT, f"{error_line(f'{message}; see {call} --help')}\n")
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -75,18 +98,56 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
 
 def positive(text: str) -> int:
     """An argparse type: a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
-    return value
+    return _whole(text, 1)
 
 
 def not_negative(text: str) -> int:
     """An argparse type: a whole number from 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
-    return value
+    return _whole(text, 0)
+
+
+def _whole(text: str, lowest: int) -> int:
+    # int() takes '٣', '1_0' and numbers that no tensor's size can be.
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not lowest <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {lowest} to {2**32 - 1}")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """An argparse type: a finite number. float() takes 'nan', '1e999', '٣' and '1_0' as well."""
+    if not re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", text) or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number")
+    return float(text)
+
+
+def file_name(text: str) -> str:
+    """An argparse type: a path to read that a file system takes, so that nothing fails but that it is not there."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return path_text(text)
+
+
+def file_path(text: str) -> Path:
+    """file_name as a Path."""
+    return Path(file_name(text))
+
+
+def path_text(text: str) -> str:
+    """An argparse type: a path that a file system takes; "" where its reader says what is expected."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has a NUL in it")
+    if len(os.fsencode(text)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST_PART for name in Path(text).parts):
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r}… is too long; a name has at most {LONGEST_PART} bytes, a path {LONGEST_PATH}"
+        )
+    return text
+
+
+def path_list(text: str) -> str:
+    """An argparse type: such paths with commas between them."""
+    for part in text.split(","):
+        path_text(part)
+    return text
 
 
 def require_label(choice_orders: ChoiceOrders, score_by: str) -> None:

@@ -20,6 +20,7 @@ from ksat.embedded import EMBEDDED, embedded_path
 from ksat.errors import InputError
 from ksat.language_model import Engine, LanguageModel
 from ksat.packing import Layout
+from ksat.runs import ADAPTER_FILE
 
 SEVEN_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -114,14 +115,25 @@ def default_quantization(base: str, device: Device) -> str:
 
 
 def import_engine(engine: Engine) -> None:
-    """Imports unsloth first if it is the engine: it patches transformers, peft and trl while they load."""
+    """Imports unsloth first if it is the engine: it patches transformers, peft and trl while they load.
+
+    Raises:
+        InputError: unsloth is installed, and its import fails.
+    """
     # A library that phones home during an exam is a surprise; users can set these themselves.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Its warning that a CPU kernel of a hub is missing concerns nobody here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if engine == "unsloth":
+    if engine != "unsloth":
+        return
+    try:
         import unsloth  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
+    except Exception as error:  # it looks at the machine and at other packages, and raises whatever it meets there
+        raise InputError(
+            f"engine unsloth: the package is installed and can't be imported ({type(error).__name__}: {_first_line(error)}); mend that, "
+            "or use --engine transformers"
+        ) from error
 
 
 def _keep_nf4_unpacked(model: Any) -> None:
@@ -166,10 +178,9 @@ def base_path(base: str) -> str:
 
 
 @contextlib.contextmanager
-def _clear_load_errors(base: str) -> Iterator[None]:
-    """Turns what the libraries raise for an unknown, unreachable or unsupported base into one line."""
+def _clear_memory_errors(base: str) -> Iterator[None]:
+    """Turns a GPU that is full into one line."""
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
@@ -177,13 +188,32 @@ def _clear_load_errors(base: str) -> Iterator[None]:
         raise InputError(
             f"--base {base}: out of memory while loading it ({_first_line(error)}); take a smaller base, nf4, or more --gpu-memory"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+
+
+@contextlib.contextmanager
+def _clear_load_errors(base: str) -> Iterator[None]:
+    """Turns what a library's from_pretrained raises for an unknown, unreachable, damaged or unsupported base into one line.
+
+    Nothing else may stand in it: fields that are missing or of another type make the libraries raise whatever comes of that,
+    and in our own code the same errors are bugs.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:  # says nothing of the base
+        raise
+    except Exception as error:
         text = _first_line(error)
         if "trust_remote_code" in str(error):
             text = "it brings its own Python code; read it, then pass --trust-remote-code if you want to run it"
-        raise InputError(
-            f"--base {base}: can't be loaded ({text}); expected a hub name, a local folder or 'embedded'"
-        ) from error
+        elif not isinstance(error, (OSError, ValueError)):  # those two the libraries write for users
+            text = f"its files: {type(error).__name__}: {text}"
+        raise _unloadable(base, text) from error
+
+
+def _unloadable(base: str, text: str) -> InputError:
+    return InputError(f"--base {base}: can't be loaded ({text}); expected a hub name, a local folder or 'embedded'")
 
 
 def _first_line(error: Exception) -> str:
@@ -199,19 +229,8 @@ def load_config(base: str, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    with _clear_load_errors(base), _odd_fields():
+    with _clear_load_errors(base):
         return AutoConfig.from_pretrained(base_path(base), trust_remote_code=trust_remote_code)
-
-
-@contextlib.contextmanager
-def _odd_fields() -> Iterator[None]:
-    """Fields that are missing or of another type make transformers raise whatever comes of that."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError):
-        raise
-    except Exception as error:
-        raise ValueError(f"its config.json: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
@@ -225,11 +244,11 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
     path = base_path(base)
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
         raise InputError(f"--base {base}: the folder has no config.json; expected a model in the Hugging Face layout")
-    with _clear_load_errors(base), _odd_fields():
+    with _clear_load_errors(base):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if not tokenizer("1", add_special_tokens=False).input_ids:  # transformers makes up an empty one
-            raise ValueError("it has no tokenizer files")
-        return tokenizer
+    if not tokenizer("1", add_special_tokens=False).input_ids:  # transformers makes up an empty one
+        raise _unloadable(base, "it has no tokenizer files")
+    return tokenizer
 
 
 def load(
@@ -251,27 +270,57 @@ def load(
 
     settings = replace(settings, share_prefixes=settings.share_prefixes and not _needs_rows(settings.base))
     tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
-    with _clear_load_errors(settings.base):
+    with _clear_memory_errors(settings.base):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
         if settings.offload_embedding:
             offload_embedding(model)
         if lora is not None:
             model = _add_lora(model, lora, settings, seed)
-    if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, adapter)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(
-                f"{adapter}: does not fit --base {settings.base} ({_first_line(error)}); is the base the one it was trained on?"
-            ) from error
+        if adapter is not None:
+            model = _put_adapter(model, adapter, settings.base)
     _keep_nf4_unpacked(model)
     autocasts = settings.engine == "unsloth" or not _fuse(model, settings)
     model.eval()
     return LanguageModel(
         model, tokenizer, engine=settings.engine, dtype=settings.dtype, layout=_layout(settings), autocasts=autocasts
     )
+
+
+def _put_adapter(model: Any, adapter: Path, base: str) -> Any:
+    """The model with a trained adapter on it.
+
+    peft warns of tensors that are missing and takes no notice of further ones: a base with fewer or more layers than the one that
+    the adapter was trained on would be scored with a part of it.
+
+    Raises:
+        InputError: the adapter's tensors are not exactly those that it has on this base, or one is not finite.
+    """
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    misfit = f"{adapter}: does not fit --base {base} (%s); is the base the one it was trained on?"
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter)
+        with safe_open(adapter / ADAPTER_FILE, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # its fields and its shapes meet those of another base in peft's code, as in _clear_load_errors
+        raise InputError(misfit % f"{type(error).__name__}: {_first_line(error)}") from error
+    # Not "auto", which would ask the hub whether the vocabulary was resized; it never is.
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        first = f"{wrong[0]} {'is missing' if wrong[0] not in found else 'has no place in it' if wrong[0] not in wanted else 'has another shape'}"
+        raise InputError(misfit % f"{len(wrong)} of the adapter's {len(found)} tensors, {first}")
+    if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise InputError(
+            f"{adapter}: {broken[0]} is not finite; the training broke down: train again with a lower --lr"
+        )
+    return adapted
 
 
 def _fuse(model: Any, settings: LoadSettings) -> bool:
@@ -343,21 +392,22 @@ def _load_transformers(settings: LoadSettings) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    found: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        # By number: weights are read in threads, to whom "cuda" is the first card in every process.
-        device_map={"": torch.cuda.current_device() if settings.device.kind == "cuda" else "cpu"},
-        trust_remote_code=settings.trust_remote_code,
-        use_safetensors=True,
-        attn_implementation=implementation,
-        output_loading_info=True,
-        **options,
-    )
+    with _clear_load_errors(settings.base):
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            # By number: weights are read in threads, to whom "cuda" is the first card in every process.
+            device_map={"": torch.cuda.current_device() if settings.device.kind == "cuda" else "cpu"},
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            attn_implementation=implementation,
+            output_loading_info=True,
+            **options,
+        )
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):  # transformers draws them at random and goes on
-        raise ValueError(f"its weights lack {len(missing)} of the model's tensors, {missing[0]} first")
+        raise _unloadable(settings.base, f"its weights lack {len(missing)} of the model's tensors, {missing[0]} first")
     _compute_nf4_in(model, dtype)
     return model
 
@@ -386,19 +436,20 @@ def _load_unsloth(settings: LoadSettings) -> Any:
         from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
 
         enable_hf_packed_attention()
-    model, _ = FastLanguageModel.from_pretrained(
-        base_path(settings.base),
-        # It cuts what is longer: the limit is the prompt's, and a choice's text stands behind it.
-        max_seq_length=settings.max_tokens + 1024,
-        dtype=getattr(torch, settings.dtype),
-        # With False it would strip -bnb-4bit from the name and load the sibling.
-        load_in_4bit=settings.nf4 or settings.base.endswith("-bnb-4bit"),
-        trust_remote_code=settings.trust_remote_code,
-        # Without it a name such as Qwen/Qwen2.5-7B-Instruct loads another repository, quantised by Unsloth.
-        use_exact_model_name=True,
-        # By default it replaces torch's checkpoint by one that offloads, and what replaced it dies once it is put back.
-        use_gradient_checkpointing=False,
-    )
+    with _clear_load_errors(settings.base):
+        model, _ = FastLanguageModel.from_pretrained(
+            base_path(settings.base),
+            # It cuts what is longer: the limit is the prompt's, and a choice's text stands behind it.
+            max_seq_length=settings.max_tokens + 1024,
+            dtype=getattr(torch, settings.dtype),
+            # With False it would strip -bnb-4bit from the name and load the sibling.
+            load_in_4bit=settings.nf4 or settings.base.endswith("-bnb-4bit"),
+            trust_remote_code=settings.trust_remote_code,
+            # Without it a name such as Qwen/Qwen2.5-7B-Instruct loads another repository, quantised by Unsloth.
+            use_exact_model_name=True,
+            # By default it replaces torch's checkpoint by one that offloads, and what replaced it dies once it is put back.
+            use_gradient_checkpointing=False,
+        )
     return model
 
 

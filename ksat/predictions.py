@@ -4,10 +4,8 @@ A probability file has the columns `id,answer,prob_1..prob_5`; a choice that the
 submission has `id,answer`. In both, `answer` is the prediction, counted from 1; it is never the gold answer.
 """
 
-import csv
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ksat.errors import InputError, bad_rows
-from ksat.files import write_atomic
+from ksat.files import Outputs, csv_writer, require_name, text_writer, to_json, write_atomic
 from ksat.questions import (
     MAX_CHOICES,
     MIN_CHOICES,
@@ -84,89 +82,87 @@ def count_choices(probs: FloatArray) -> IntArray:
     return counts
 
 
-def output_paths(out: str | Path, overwrite: bool) -> tuple[Path, Path]:
-    """Where --out's probability file and submission go; called before any work.
+@dataclass(frozen=True, slots=True)
+class SubmissionPaths:
+    """Where a submission goes: beside it the probabilities, and the report that marks the three as complete.
 
-    Args:
-        out: a name ('blend' goes to submissions/) or a path's stem ('runs/blend'); .csv and .probs.csv are taken off.
-        overwrite: accept that they exist.
+    Attributes:
+        probs: NAME.probs.csv.
+        submission: NAME.csv.
+        report: NAME.probs.json.
+    """
+
+    probs: Path
+    submission: Path
+    report: Path
+
+    @property
+    def all(self) -> tuple[Path, Path, Path]:
+        """In the order in which they are written."""
+        return self.probs, self.submission, self.report
+
+
+def output_stem(out: str | Path) -> Path:
+    """The path of --out without an ending: a name ('blend' goes to submissions/) or a path ('runs/blend').
 
     Raises:
-        InputError: no name in it, or a file is there already.
+        InputError: its last part is no name for a file.
     """
     text = re.sub(r"(\.probs)?\.csv$", "", str(out))
-    name = re.split(r"[/\\]" if os.sep == "\\" else "/", text)[-1]
-    if name in ("", ".", ".."):
-        raise InputError(
-            f"--out {str(out)!r}: no file name in it; give a name such as 'blend' or a path 'folder/blend'"
-        )
-    stem = SUBMISSIONS / name if text == name else Path(text)
-    paths = stem.with_name(f"{name}.probs.csv"), stem.with_name(f"{name}.csv")
-    if folders := [path for path in paths if path.is_dir()]:
-        raise InputError(f"{folders[0]}: a folder stands where --out writes a file; choose another --out")
-    if not overwrite and (found := [str(path) for path in paths if path.exists()]):
-        raise InputError(f"{' and '.join(found)} exist already; choose another --out, or replace with --overwrite")
-    return paths
+    folder, slash, name = text.rpartition("/")
+    require_name("--out", name)
+    return Path(folder or "/") / name if slash else SUBMISSIONS / name
 
 
-def write_predictions(paths: tuple[Path, Path], predictions: Predictions) -> None:
-    """Writes the probability file and, last, the submission; if either can't be written, neither is.
+def submission_paths(out: str | Path) -> SubmissionPaths:
+    """Where --out's files go; .csv and .probs.csv are taken off.
+
+    Raises:
+        InputError: no name in it.
+    """
+    stem = output_stem(out)
+    probs, submission, report = (stem.with_name(f"{stem.name}.{kind}") for kind in ("probs.csv", "csv", "probs.json"))
+    return SubmissionPaths(probs, submission, report)
+
+
+def write_predictions(
+    outputs: Outputs,
+    predictions: Predictions,
+    report: Mapping[str, Any],
+    before_done: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes probabilities, submission and, last, the report; if one can't be written, none is.
 
     Args:
-        paths: from output_paths.
+        outputs: the three files, claimed.
         predictions: in the test file's order.
+        report: what they were made of.
+        before_done: see Outputs.write.
 
     Raises:
         InputError: the disk is full or the folder can't be written.
     """
-    probs_path, submission_path = paths
-
-    def fill(beside: Path) -> None:
-        _write_rows(beside, ("id", "answer"), _submission_rows(predictions.ids, predictions.answers))
-        write_probs(probs_path, predictions)  # the submission's bytes are on the disk by now
-
-    write_atomic(submission_path, fill)
+    rows = [[row_id, str(int(answer))] for row_id, answer in zip(predictions.ids, predictions.answers, strict=True)]
+    writers = [probs_writer(predictions), csv_writer(("id", "answer"), rows), text_writer(to_json(report))]
+    outputs.write(writers, before_done)
 
 
-def write_probs(path: Path, predictions: Predictions) -> None:
-    """Writes `id,answer,prob_1..prob_5` atomically; every float reads back as the same float.
-
-    Raises:
-        InputError: the disk is full or the folder can't be written.
-    """
+def probs_writer(predictions: Predictions) -> Callable[[Path], None]:
+    """Fills a file with `id,answer,prob_1..prob_5`; every float reads back as the same float."""
     rows = [
         [row_id, str(answer), *("" if np.isnan(prob) else repr(float(prob)) for prob in probs)]
         for row_id, answer, probs in zip(predictions.ids, predictions.answers, predictions.probs, strict=True)
     ]
-    write_atomic(path, lambda beside: _write_rows(beside, ("id", "answer", *PROB_COLUMNS), rows))
+    return csv_writer(("id", "answer", *PROB_COLUMNS), rows)
 
 
-def write_submission(path: Path, ids: Sequence[str], answers: IntArray | Sequence[int]) -> None:
-    """Writes `id,answer` atomically, in the order given.
-
-    Args:
-        path: the CSV file.
-        ids: the N question ids, in the test file's order.
-        answers: (N,) predictions, counted from 1.
+def write_probs(path: Path, predictions: Predictions) -> None:
+    """Writes a probability file atomically.
 
     Raises:
         InputError: the disk is full or the folder can't be written.
     """
-    write_atomic(path, lambda beside: _write_rows(beside, ("id", "answer"), _submission_rows(ids, answers)))
-
-
-def _submission_rows(ids: Sequence[str], answers: IntArray | Sequence[int]) -> list[list[str]]:
-    return [[row_id, str(int(answer))] for row_id, answer in zip(ids, answers, strict=True)]
-
-
-def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A CSV file, forced to the disk: a full disk shows here and not at the rename."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomic(path, probs_writer(predictions))
 
 
 def is_probability_table(table: pd.DataFrame) -> bool:

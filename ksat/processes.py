@@ -42,7 +42,7 @@ def start(*, on_cpu: bool) -> None:
     if not on_cpu:
         torch.cuda.set_device(state.device)
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
 
 
 def share(items: Sequence[Any]) -> list[Any]:

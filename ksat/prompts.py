@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ksat.errors import InputError
+from ksat.files import read_text
 from ksat.questions import Question
 
 ScoreBy = Literal["label", "text"]
@@ -51,19 +52,13 @@ def read_template(path: Path | str, score_by: ScoreBy) -> PromptTemplate:
     """A template from a text file: `[system]` and `[user]` on lines of their own, each followed by its wording.
 
     Raises:
-        InputError: no such file, no [user] part, an unknown field, or a field missing that the way of scoring needs.
+        InputError: no such file, no text, no [user] part or two of them, an unknown field, or a field missing that the way of scoring needs.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"--prompt {path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--prompt {path}: not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"--prompt {path}: can't be read ({error.strerror or error}); expected a text file") from error
+    text = read_text(Path(path), f"--prompt {path}").replace("\r\n", "\n").replace("\r", "\n")
     pieces = re.split(r"(?m)^\[(system|user)\][ \t]*\n?", text)
     parts = {name: body.strip("\n") for name, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    if len(parts) < len(pieces) // 2:
+        raise InputError(f"--prompt {path}: a line [system] or [user] stands there twice; keep one of each")
     if "user" not in parts or pieces[0].strip():
         raise InputError(
             f"--prompt {path}: expected a line [user] (and [system] if wanted), each followed by its wording"

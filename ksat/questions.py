@@ -2,21 +2,32 @@
 
 import ast
 import csv
+import functools
 import hashlib
 import io
 import re
+import sys
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ksat.errors import InputError, bad_rows
+from ksat.errors import InputError, bad_rows, error_line, show
+from ksat.files import read_text
 
 MIN_CHOICES, MAX_CHOICES = 2, 5
+csv.field_size_limit(2**31 - 1)  # of characters in a cell; Python's own is 131,072, and a long passage is no fault
 _BLANKS = re.compile(r"[ \t\xa0\u3000]+")
+# What Unicode counts among letters, marks and symbols, and no font shows: fillers of Hangul, joiners, selectors, empty Braille.
+_FILLERS = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,47 +68,44 @@ def read_table(path: Path | str) -> pd.DataFrame:
     """A CSV file as text cells, exactly as written (no NaN, no guessed types).
 
     Raises:
-        InputError: no such file, empty, not UTF-8, not a CSV table, or a row longer or shorter than the header.
+        InputError: see read_csv_rows; or a header without rows.
     """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: a folder where a CSV file is expected; name the file in it") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror or error}); check the path and its rights") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the file is empty; expected a header and at least one row") from error
-    except pd.errors.ParserError as error:
-        raise InputError(f"{path}: not a CSV table ({str(error).strip()}); check the quoting") from error
-    if table.empty:
+    header, *rows = read_csv_rows(Path(path))
+    if not rows:
         raise InputError(f"{path}: a header but no rows; expected at least one row")
-    _require_even_rows(text, path)
-    return table
+    return pd.DataFrame(rows, columns=header, dtype=str)
 
 
-def _require_even_rows(text: str, path: Path) -> None:
-    """Raises InputError unless each row has the header's number of fields.
+def read_csv_rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file, the header first; blank lines are left out.
 
-    pandas would fill a short row with '' and, where the first rows are longer than the header, shift every column.
+    Not by pandas: it ends a cell at a NUL, renames the second of two columns of one name, fills a short row with '' and, where the
+    first rows are longer than the header, shifts every column.
+
+    Raises:
+        InputError: no such file, empty, not UTF-8, not a CSV table, a column that stands there twice, or a row longer or shorter
+            than the header.
     """
+    lines = io.StringIO(read_text(path), newline="")
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) > 1 or "".join(row).strip()]
+        rows = [row for row in csv.reader(lines, strict=True) if len(row) > 1 or "".join(row).strip()]
     except csv.Error as error:
         raise InputError(f"{path}: not a CSV table ({error}); check the quoting") from error
+    if not rows:
+        raise InputError(f"{path}: the file is empty; expected a header and at least one row")
+    header = rows[0]
+    if doubled := [name for name in _doubled(header) if name]:
+        raise InputError(f"{path}: the header has the column {doubled[0]!r} twice; take one out, or rename it")
     for i, row in enumerate(rows):
-        if len(row) != len(rows[0]):
+        if len(row) != len(header):
             raise InputError(
-                f"{path}: data row {i} has {len(row)} fields, the header has {len(rows[0])}; check the quoting"
+                f"{path}: data row {i} has {len(row)} fields, the header has {len(header)}; check the quoting"
             )
+    return rows
+
+
+def _doubled(values: Sequence[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def require_columns(table: pd.DataFrame, path: Path | str, columns: Sequence[str]) -> None:
@@ -130,7 +138,8 @@ def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question
     """The questions of a competition CSV, in file order.
 
     Accepts a byte-order mark, `problems` as a dict literal or flattened columns (question, choices, answer),
-    question_plus in its column, inside `problems`, or in both, extra columns, no-break and doubled blanks (made one).
+    question_plus in its column, inside `problems`, or in both, extra columns, no-break and doubled blanks (made one). Equal choices,
+    which the competition's own files have, are named on stderr.
 
     Args:
         path: the CSV file.
@@ -161,16 +170,33 @@ def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question
         (rule, remedy), bad = next(iter(errors.items()))
         others = sum(map(len, errors.values())) - len(bad)
         raise bad_rows(path, rule, bad, remedy + (f"; {others} more rows break other rules" if others else ""))
+    if equal := [(question.id, "") for question in questions if len(set(question.choices)) < question.num_choices]:
+        _warn(
+            str(bad_rows(path, "have choices that are equal", equal, "they are kept as they stand; is one mistyped?"))
+        )
     return questions
 
 
+@functools.cache
+def _warn(line: str) -> None:
+    """Once, although several parts of a script read the same file."""
+    print(error_line(line, "warning: "), file=sys.stderr)
+
+
 def _literal(text: str, column: str) -> object:
-    """ast.literal_eval of a cell: literals only, so a call in a cell never runs."""
+    """ast.literal_eval of a cell: literals only, so a call in a cell never runs.
+
+    Of a key that stands twice in a dict Python would take the last and say nothing.
+    """
     try:
-        return ast.literal_eval(text.strip())
+        tree = ast.parse(text.strip(), mode="eval")
+        value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
-        found = f"{text[:60]!r}"
-        raise _RowError(f"have a {column!r} that is not a Python literal", found, _PROBLEMS_FORM) from error
+        raise _RowError(f"have a {column!r} that is not a Python literal", show(text[:60]), _PROBLEMS_FORM) from error
+    keys = tree.body.keys if isinstance(tree.body, ast.Dict) else []
+    if doubled := _doubled([key.value for key in keys if isinstance(key, ast.Constant)]):
+        raise _RowError(f"have a key twice in {column!r}", show(doubled[0]), "keep one of each")
+    return value
 
 
 _PROBLEMS_FORM = "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}"
@@ -182,15 +208,18 @@ def _parse_problems(row: dict[str, str]) -> dict[str, object]:
         raise _RowError("have a 'problems' that is not a dict", type(problems).__name__, _PROBLEMS_FORM)
     for key in ("question", "choices"):
         if key not in problems:
-            raise _RowError(f"have no {key!r} in 'problems'", f"keys {list(problems)}", _PROBLEMS_FORM)
+            raise _RowError(f"have no {key!r} in 'problems'", f"keys {show(list(problems))}", _PROBLEMS_FORM)
     return problems
 
 
 def _parse_flat(row: dict[str, str]) -> dict[str, object]:
-    """Flattened columns; a CSV cell is text, so the answer's digits (also '3.0', as pandas writes it) become an int."""
+    """Flattened columns; a CSV cell is text, so the answer's digits (also '3.0', as pandas writes it) become an int.
+
+    Others stay text and are refused: '٣', '１', '01' and '+1' are digits to int(), and no answer that anybody writes on purpose.
+    """
     answer: object = row.get("answer", "").strip()
-    if re.fullmatch(r"\d+(\.0+)?", str(answer)):
-        answer = int(float(str(answer)))
+    if match := re.fullmatch(r"(0|[1-9][0-9]?)(\.0+)?", str(answer)):
+        answer = int(match[1])
     return {"question": row["question"], "choices": _literal(row["choices"], "choices"), "answer": answer}
 
 
@@ -202,9 +231,9 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object]) -> Qu
         raise _RowError("have no choices", "", _PROBLEMS_FORM)
     if not MIN_CHOICES <= len(choices) <= MAX_CHOICES:
         raise _RowError("have a wrong number of choices", str(len(choices)), f"expected {MIN_CHOICES} to {MAX_CHOICES}")
-    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise _RowError("have a choice that is empty or not text", f"{list(choices)!r:.80}", _PROBLEMS_FORM)
-    return Question(
+    if not all(isinstance(choice, str) and _is_visible(choice) for choice in choices):
+        raise _RowError("have a choice that is empty or not text", show(list(choices)), _PROBLEMS_FORM)
+    found = Question(
         id=row_id,
         passage=_clean(row["paragraph"]),
         question=_clean(question),
@@ -214,6 +243,24 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object]) -> Qu
         source=_clean(row.get("source", "")),
         context=_clean(row.get("context", "")),
     )
+    _require_text(found)
+    return found
+
+
+def _is_visible(text: str) -> bool:
+    """Whether anything of it shows: no blanks, control and format characters alone. Private use is seen in old Hangul."""
+    return any(unicodedata.category(c) not in _UNSEEN and not _FILLERS.match(c) for c in text)
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
+
+
+def _require_text(question: Question) -> None:
+    """Raises _RowError for half of a surrogate pair: a literal can say '\\ud800', and no tokenizer or file takes it."""
+    for text in (question.question, *question.choices, question.question_plus):
+        if match := re.search("[\ud800-\udfff]", text):
+            found = f"{match[0]!r} in {show(text[max(0, match.start() - 20) :][:40])}"
+            raise _RowError("have half of a character (a lone surrogate)", found, "write the character itself")
 
 
 def _answer(value: object, num_choices: int) -> int | None:
@@ -221,11 +268,11 @@ def _answer(value: object, num_choices: int) -> int | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
         raise _RowError(
-            "have an answer of the wrong type", repr(value), "expected an integer, or '' where there is none"
+            "have an answer of the wrong type", show(value), "expected an integer, or '' where there is none"
         )
     if not 1 <= value <= num_choices:
         raise _RowError(
-            "have an answer out of range", repr(value), "answers count from 1 to the row's number of choices"
+            "have an answer out of range", show(value), "answers count from 1 to the row's number of choices"
         )
     return value
 

@@ -8,12 +8,10 @@ question's own passage nothing comes back: it would tell the model what stands i
 """
 
 import argparse
-import csv
-import io
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +20,10 @@ import numpy as np
 from ksat.bm25 import Index
 from ksat.corpus import cut_passages, read_corpus
 from ksat.errors import InputError, exit_code
-from ksat.files import write_text
-from ksat.flags import positive
+from ksat.files import claim_outputs, csv_writer
+from ksat.flags import ArgumentParser, file_path, positive
 from ksat.kinds import find_kind
-from ksat.questions import Question, read_questions
+from ksat.questions import Question, read_csv_rows, read_questions
 from ksat.tables import markdown_table
 
 # Below this share of the question's weight nothing is found. It takes away what is worthless and no more: on tests/facts.jsonl
@@ -106,21 +104,16 @@ def find_context(index: Index, question: Question, *, top: int, max_characters: 
     return Context("\n".join(chosen), best_score, num_own)
 
 
-def write_contexts(source: Path, out: Path, contexts: Sequence[str]) -> None:
-    """Writes the CSV again with a column `context`, every other cell as it was.
+def context_writer(source: Path, contexts: Sequence[str]) -> Callable[[Path], None]:
+    """Fills a file with the CSV again and a column `context`, every other cell as it was.
 
     Args:
         source: a competition CSV that read_questions takes.
-        out: another file.
         contexts: one a row.
     """
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        header, *rows = [row for row in csv.reader(file) if len(row) > 1 or "".join(row).strip()]
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\n")  # else a lone \r in a cell ends its row
-    writer.writerow([*header, "context"])
-    writer.writerows([*row, context] for row, context in zip(rows, contexts, strict=True))
-    write_text(out, buffer.getvalue())
+    header, *rows = read_csv_rows(source)
+    rows = [[*row, text] for row, text in zip(rows, contexts, strict=True)]
+    return csv_writer([*header, "context"], rows, quote_all=True)
 
 
 def format_report(questions: Sequence[Question], contexts: Sequence[Context]) -> str:
@@ -145,13 +138,23 @@ def format_report(questions: Sequence[Question], contexts: Sequence[Context]) ->
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ksat.retrieve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__, prog="python -m ksat.retrieve")
     add = parser.add_argument
-    add("--corpus", required=True, type=Path, metavar="FILE", help="JSON lines, or a MediaWiki dump: .xml, .xml.bz2")
-    add("--questions", required=True, type=Path, metavar="CSV", help="the competition's file, with or without answers")
-    add("--out", required=True, type=Path, metavar="CSV", help="where to write it with its context")
+    add(
+        "--corpus",
+        required=True,
+        type=file_path,
+        metavar="FILE",
+        help="JSON lines, or a MediaWiki dump: .xml, .xml.bz2",
+    )
+    add(
+        "--questions",
+        required=True,
+        type=file_path,
+        metavar="CSV",
+        help="the competition's file, with or without answers",
+    )
+    add("--out", required=True, type=file_path, metavar="CSV", help="where to write it with its context")
     add("--top", type=positive, default=3, metavar="N", help="passages a question at most (default: 3)")
     add(
         "--max-characters",
@@ -166,17 +169,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Fills the column and prints how many rows got what."""
+    args = build_parser().parse_args(argv)
+    if args.out.is_file() and args.overwrite and "context" not in read_csv_rows(args.out)[0]:
+        raise InputError(f"--out {args.out}: has no column 'context', so it is none of ours; take another name")
+    inputs = [args.corpus, args.questions]
+    with claim_outputs([args.out], inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
+        questions, contexts = _find_contexts(args)
+        outputs.write([context_writer(args.questions, [context.text for context in contexts])])
+    print(f"\n{format_report(questions, contexts)}\n\nwrote {args.out}: {len(questions)} rows")
+
+
+def _find_contexts(args: argparse.Namespace) -> tuple[list[Question], list[Context]]:
     from tqdm import tqdm
 
-    args = build_parser().parse_args(argv)
-    if args.out.exists() and not args.overwrite:
-        raise InputError(f"--out {args.out}: exists; take another name, or --overwrite")
-    if args.out.exists() and args.out.samefile(args.questions):
-        raise InputError(f"--out {args.out}: is --questions itself; take another name")
     questions = read_questions(args.questions)
-    with args.questions.open(encoding="utf-8-sig", newline="") as file:
-        if "context" in next(csv.reader(file)):
-            raise InputError(f"--questions {args.questions}: has a column 'context' already; take the file without it")
+    if "context" in read_csv_rows(args.questions)[0]:
+        raise InputError(f"--questions {args.questions}: has a column 'context' already; take the file without it")
     started = time.monotonic()
     articles = tqdm(read_corpus(args.corpus), desc="reading", unit=" articles", mininterval=1)
     index = Index(passage for article in articles for passage in cut_passages(article))
@@ -185,8 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     contexts = [
         find_context(index, question, **limits) for question in tqdm(questions, desc="searching", mininterval=1)
     ]
-    write_contexts(args.questions, args.out, [context.text for context in contexts])
-    print(f"\n{format_report(questions, contexts)}\n\nwrote {args.out}: {len(questions)} rows")
+    return questions, contexts
 
 
 if __name__ == "__main__":

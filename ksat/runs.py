@@ -1,14 +1,33 @@
-"""run.json: what a finished run tells inference."""
+"""run.json and settings.json: what a finished run tells inference, and what --resume goes on with; both guard their own content."""
 
+import math
 import platform
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from dataclasses import fields as dataclass_fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ksat.context import ContextRule
 from ksat.errors import InputError
-from ksat.files import file_sha256, read_json, write_json
+from ksat.files import file_sha256, read_json
+from ksat.run_folders import settle_run
+from ksat.sealed import (
+    SHA256,
+    TEXT,
+    TEXTS,
+    Rule,
+    content_sha256,
+    number,
+    one_of,
+    open_sealed,
+    or_none,
+    read_sealed,
+    whole,
+    write_sealed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,44 +36,122 @@ class Run:
 
     Attributes:
         base: hub name, local folder, or an embedded base.
+        base_identity: which base that was, from ksat.identity; {} if it is not known.
         score_by: "label" or "text".
         template: the prompt's wording, "system" and "user".
         max_tokens: a prompt's limit.
         scale: factor on the scores before the softmax.
         quantization: "nf4" or "none": the weights that the adapter was trained on.
         adapter_sha256: of adapter/adapter_model.safetensors.
+        adapter_config_sha256: of adapter/adapter_config.json.
         settings: every setting of the run, by flag.
         data: the training files, each with "file" and "sha256".
         versions: of Python and the libraries.
     """
 
     base: str
+    base_identity: dict[str, str]
     score_by: str
     template: dict[str, str]
     max_tokens: int
     scale: float
     quantization: str
     adapter_sha256: str
+    adapter_config_sha256: str
     settings: dict[str, Any]
     data: list[dict[str, Any]]
     versions: dict[str, str]
 
 
-RUN_FORMAT = 1
-ADAPTER_FOLDER, ADAPTER_FILE = "adapter", "adapter_model.safetensors"
+RUN_FORMAT = 2
+ADAPTER_FOLDER, ADAPTER_FILE, CONFIG_FILE = "adapter", "adapter_model.safetensors", "adapter_config.json"
+SCALE_RANGE = (0.01, 1000.0)  # where ksat.metrics.fit_scale searches
+
+
+def _is_template(value: Any) -> bool:
+    return TEXTS[0](value) and value.keys() == {"system", "user"}
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        TEXTS[0](entry) and entry.keys() == {"file", "sha256"} and SHA256[0](entry["sha256"]) for entry in value
+    )
+
+
+def _is_context_rule(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(ContextRule.parse(value))
+    except ArgumentTypeError:
+        return False
+
+
+def _are_run_settings(value: Any) -> bool:
+    """Those of a soup are other ones than train.py's; inference uses these two."""
+    return (
+        isinstance(value, dict)
+        and whole(1)[0](value.get("rank"))
+        and _is_context_rule(value.get("context_when", "none"))
+    )
+
+
+_SHARED_RULES: dict[str, Rule] = {
+    "base": (lambda value: isinstance(value, str) and bool(value.strip()), "a base's name"),
+    "score_by": one_of("label", "text"),
+    "template": (_is_template, "the texts system and user"),
+    "max_tokens": whole(1),
+    "quantization": one_of("nf4", "none"),
+    "data": (_is_data, "a list of files, each with its sha256"),
+    "base_identity": TEXTS,
+}
+RUN_RULES: dict[str, Rule] = _SHARED_RULES | {
+    "scale": number(lambda value: SCALE_RANGE[0] <= value <= SCALE_RANGE[1], "0.01 to 1000"),
+    "adapter_sha256": SHA256,
+    "adapter_config_sha256": SHA256,
+    "settings": (_are_run_settings, "settings with a rank from 1 and a rule context_when"),
+    "versions": TEXTS,
+}  # fmt: skip
+SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
+    "valid_fraction": number(lambda value: 0 <= value <= 0.5, "0 (train on every row) to 0.5"),
+    "prompt": or_none(TEXT),
+    "limit": or_none(whole(1)),
+    "seed": whole(0, 2**32 - 1),
+    "report_to": TEXT,
+    "rank": whole(1),
+    "alpha": number(lambda value: 0 < value < math.inf, "above 0"),
+    "dropout": number(lambda value: 0 <= value < 1, "0 to 1"),
+    "rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "epochs": whole(1),
+    "lr": number(lambda value: 0 < value <= 1, "above 0, at most 1"),
+    "schedule": one_of("cosine", "linear", "constant"),
+    "warmup": number(lambda value: 0 <= value < 1, "0 to 1"),
+    "weight_decay": number(lambda value: 0 <= value < math.inf, "0 or more"),
+    "questions_per_step": whole(1),
+    "patience": whole(1),
+    "loss": one_of("choices", "vocab"),
+    "choice_orders": whole(1),
+    "folds": or_none(whole(2)),
+    "fold": or_none(whole(0)),
+    "folds_sha256": or_none(SHA256),
+    "context_when": (_is_context_rule, "a rule of --context-when"),
+    "dtype": one_of("float32", "float16", "bfloat16"),
+    "engine": one_of("unsloth", "transformers"),
+    "pack_tokens": whole(1),
+}
 
 
 def write_run(folder: Path, run: Run) -> None:
     """Writes run.json, the mark of a finished run."""
-    write_json(folder / "run.json", {"format": RUN_FORMAT, **asdict(run)})
+    write_sealed(folder / "run.json", {"format": RUN_FORMAT, **asdict(run)})
 
 
 def read_run(folder: Path) -> Run:
     """The run in a checkpoint folder, its adapter verified byte for byte.
 
     Raises:
-        InputError: no such folder, not finished, written by another version, or its adapter is missing, cut or changed.
+        InputError: no such folder, not finished, edited, of another version, or its adapter is missing, cut or changed.
     """
+    if not folder.is_dir():
+        settle_run(folder)  # a kill between two renames may have left it beside its place
     if not folder.is_dir():
         raise InputError(f"--ckpt {folder}: no such folder; expected checkpoints/<run> as train.py writes it")
     path = folder / "run.json"
@@ -63,23 +160,55 @@ def read_run(folder: Path) -> Run:
             f"--ckpt {folder}: no run.json; the run is not finished: python train.py --run {folder.name} --resume"
         )
     fields = read_json(path)
-    if fields.pop("format", None) != RUN_FORMAT:
+    if fields.get("format") not in (1, RUN_FORMAT):
         raise InputError(f"{path}: another format than {RUN_FORMAT}; train the run with this version")
-    names = {field.name for field in dataclass_fields(Run)}
-    if wrong := sorted(names ^ set(fields)):
-        raise InputError(
-            f"{path}: fields missing or unknown: {', '.join(wrong)}; the file was edited: train the run again"
-        )
-    run = Run(**fields)
     adapter = folder / ADAPTER_FOLDER / ADAPTER_FILE
-    if not adapter.exists():
-        raise InputError(f"{adapter}: no such file; the checkpoint was not copied as a whole")
-    if (found := file_sha256(adapter)) != run.adapter_sha256:
-        raise InputError(
-            f"{adapter}: cut or changed (sha256 {found[:12]}…, run.json says {run.adapter_sha256[:12]}…); copy it again or train again"
+    config = adapter.with_name(CONFIG_FILE)
+    for file in (adapter, config):  # where the configuration is missing, peft would ask the hub for it
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; the checkpoint was not copied as a whole")
+    is_old = fields["format"] == 1
+    if is_old:
+        fields = _upgrade(fields, config)
+    fields = open_sealed(fields, path, {"format": whole(1), **RUN_RULES}, "copy it again, or train the run again")
+    del fields["format"]
+    run = Run(**fields)
+    for file, expected in ((adapter, run.adapter_sha256), (config, run.adapter_config_sha256)):
+        if (found := file_sha256(file)) != expected:
+            raise InputError(
+                f"{file}: cut or changed (sha256 {found[:12]}…, run.json says {expected[:12]}…); copy it again or train again"
+            )
+    if is_old:
+        print(
+            f"note: {folder} is of an earlier version: whether its settings were edited can't be told", file=sys.stderr
         )
-    read_json(adapter.with_name("adapter_config.json"))  # where it is missing, peft would ask the hub for it
     return run
+
+
+def _upgrade(fields: Mapping[str, Any], config: Path) -> dict[str, Any]:
+    """A run.json of format 1 as one of today: what had no digest then counts as it is found.
+
+    Its own fields come last: a file of today that was edited to say format 1 keeps its digest, and is found out.
+    """
+    upgraded = {"adapter_config_sha256": file_sha256(config), "base_identity": {}, **fields}
+    return {"sha256": content_sha256(upgraded), **upgraded}
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes settings.json, what --resume goes on with."""
+    if wrong := settings.keys() ^ SETTING_RULES.keys():
+        raise ValueError(f"settings without a rule, or rules without a setting: {sorted(wrong)}")
+    write_sealed(folder / "settings.json", settings)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a started run.
+
+    Raises:
+        InputError: no such file, edited, or of another version.
+    """
+    remedy = "resume it with the version that started it, or start it anew with --overwrite"
+    return read_sealed(folder / "settings.json", SETTING_RULES, remedy)
 
 
 def library_versions() -> dict[str, str]:

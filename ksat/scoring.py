@@ -39,6 +39,14 @@ def choice_probs(scores: FloatArray, scale: float) -> FloatArray:
     return np.asarray(weights / np.nansum(weights, axis=1, keepdims=True))
 
 
+def finite_remedy(dtype: str) -> str:
+    """What helps where a model's scores are not finite in this dtype."""
+    wider = {"float16": "use --dtype bfloat16 or float32, or ", "bfloat16": "use --dtype float32, or "}.get(
+        dtype, "use "
+    )
+    return f"{wider}another base"
+
+
 def score_questions(
     model: LanguageModel,
     questions: Sequence[EncodedQuestion],
@@ -140,8 +148,7 @@ def _finite_scores(
         if not np.isfinite(own).all():
             raise InputError(
                 f"question {question.id!r}: the model's score is not finite ({own.tolist()}, first in "
-                f"{model.first_overflow(pack) or 'the head'}); half precision overflowed: use --dtype float32 or bfloat16, or "
-                "another base"
+                f"{model.first_overflow(pack) or 'the head'}); {finite_remedy(model.dtype)}"
             )
         result[question.key] = own.tolist()
     return result

@@ -8,9 +8,6 @@ what the members' ranks cost together. Only runs with one base, prompt and way o
 """
 
 import argparse
-import math
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,10 +17,10 @@ from typing import Any
 from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
 from ksat.errors import InputError, exit_code
 from ksat.files import file_sha256, write_atomic, write_json
-from ksat.flags import positive
-from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, Run, library_versions, write_run
+from ksat.flags import ArgumentParser, file_name, number, positive
+from ksat.run_folders import RunFolder, claim_run, remove_run, require_run
+from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, SCALE_RANGE, Run, library_versions, write_run
 
-CHECKPOINTS = Path("checkpoints")
 SCALE_TOLERANCE = 1e-6
 
 
@@ -46,7 +43,7 @@ def common_scale(members: Sequence[Member], given: float | None) -> float:
 
 
 def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, scale: float) -> Run:
-    """The soup's run.json, but for its adapter's hash; `settings` tells who is in it.
+    """The soup's run.json, but for its adapter's hashes; `settings` tells who is in it.
 
     Args:
         members: the runs.
@@ -67,31 +64,27 @@ def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, sc
         members[0].run,
         scale=scale,
         adapter_sha256="",
+        adapter_config_sha256="",
         settings=settings,
         data=list(data.values()),
         versions=library_versions(),
     )
 
 
-def write_soup(folder: Path, soup: Soup, run: Run, config: dict[str, Any], *, overwrite: bool = False) -> None:
-    """Writes a finished run: complete beside `folder`, then renamed; an older one goes once the new one is complete.
+def write_soup(place: RunFolder, soup: Soup, run: Run, config: dict[str, Any]) -> None:
+    """Writes a finished run beside its place, which it takes when it is complete.
 
     Args:
-        folder: checkpoints/<name>.
+        place: claimed; what has it is replaced.
         soup: the adapter.
         run: from soup_run.
         config: adapter_config.json of a member; its rank and scaling are replaced.
-        overwrite: replace what is there.
 
     Raises:
-        InputError: the folder exists, or can't be written.
+        InputError: it can't be written; nothing of it is left then.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-
-    if folder.exists() and not overwrite:
-        raise InputError(f"--run {folder.name}: {folder} exists; take another name, or --overwrite")
-    beside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
 
     def save(path: Path) -> None:
         try:
@@ -100,30 +93,26 @@ def write_soup(folder: Path, soup: Soup, run: Run, config: dict[str, Any], *, ov
             raise OSError(str(error)) from error
 
     plain = {"r": soup.rank, "lora_alpha": soup.rank, "use_rslora": False, "lora_dropout": 0.0}
+    if place.new.exists():
+        remove_run(place.new)
+    adapter = place.new / ADAPTER_FOLDER / ADAPTER_FILE
     try:
-        adapter = beside / ADAPTER_FOLDER / ADAPTER_FILE
         write_atomic(adapter, save)
-        write_json(adapter.with_name("adapter_config.json"), config | plain | {"base_model_name_or_path": run.base})
-        write_run(beside, replace(run, adapter_sha256=file_sha256(adapter)))
-        if folder.exists():
-            folder.replace(old)
-        beside.replace(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: can't be written ({error.strerror or error}); choose another place") from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        for rest in (beside, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        config_path = adapter.with_name(CONFIG_FILE)
+        write_json(config_path, config | plain | {"base_model_name_or_path": run.base})
+        hashes = {"adapter_sha256": file_sha256(adapter), "adapter_config_sha256": file_sha256(config_path)}
+        write_run(place.new, replace(run, **hashes))
+    except InputError:
+        remove_run(place.new)
+        raise
+    place.settle()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ksat.soup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__, prog="python -m ksat.soup")
     add = parser.add_argument
-    add("runs", nargs="+", metavar="FOLDER", help="finished runs, checkpoints/<run>")
+    add("runs", nargs="+", type=file_name, metavar="FOLDER", help="finished runs, checkpoints/<run>")
     add("--run", required=True, metavar="NAME", help="the soup's own name, checkpoints/NAME")
     add("--weights", nargs="+", type=_positive_number, metavar="W", help="one a run, in any unit (default: equal)")
     add(
@@ -134,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--scale",
-        type=_positive_number,
+        type=_scale,
         metavar="S",
         help="factor on the scores before the softmax (default: the runs', where they agree)",
     )
@@ -143,23 +132,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
+    value = number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _scale(text: str) -> float:
+    value, (low, high) = float(text), SCALE_RANGE
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from {low:g} to {high:g}")
     return value
 
 
 def main(argv: list[str] | None = None) -> None:
     """Averages the runs and says what came of it."""
     args = build_parser().parse_args(argv)
-    folders = [Path(run) for run in args.runs]
-    if Path(args.run).name != args.run or args.run in (".", ".."):
-        raise InputError(f"--run {args.run!r}: expected a name without slashes; runs are folders in checkpoints/")
-    folder = CHECKPOINTS / args.run
-    if folder.resolve() in [member.resolve() for member in folders]:
+    with claim_run(args.run) as place:
+        _require_free(args, place)  # before minutes of work, not after them
+        _average(args, place)
+
+
+def _require_free(args: argparse.Namespace, place: RunFolder) -> None:
+    """Raises InputError if the soup would replace one of its members, or anything unasked, or what is no run."""
+    if place.place.resolve() in [Path(member).resolve() for member in args.runs]:
         raise InputError(f"--run {args.run}: is one of the runs to average; take another name")
-    if folder.exists() and not args.overwrite:  # before minutes of work, not after them
-        raise InputError(f"--run {args.run}: {folder} exists; take another name, or --overwrite")
+    if (place.is_taken or place.new.exists()) and not args.overwrite:
+        raise InputError(f"--run {args.run}: {place.place} exists; take another name, or --overwrite")
+    if place.is_taken:
+        require_run(place.place)
+
+
+def _average(args: argparse.Namespace, place: RunFolder) -> None:
+    folder, folders = place.place, [Path(run) for run in args.runs]
     given = args.weights or [1.0] * len(folders)
     if len(given) != len(folders):
         raise InputError(f"--weights: {len(given)} weights for {len(folders)} runs; name one for each")
@@ -168,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     scale = common_scale(members, args.scale)
     weights = [weight / sum(given) for weight in given]
     soup = mean_adapter(members, weights, args.rank)
-    write_soup(folder, soup, soup_run(members, weights, soup, scale), members[0].config, overwrite=args.overwrite)
+    write_soup(place, soup, soup_run(members, weights, soup, scale), members[0].config)
     ranks = "+".join(str(member.rank) for member in members)
     kept = "the exact mean" if args.rank is None else (
         f"{soup.kept:.1%} of the exact mean's Frobenius norm kept, {soup.worst[1]:.1%} in the worst layer, {soup.worst[0]}"

@@ -139,7 +139,7 @@ def read_leaderboard(path: Path) -> dict[str, tuple[float | None, float | None]]
         cell = str(table[column][row]).strip()
         if not cell:
             return None
-        if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", cell):
+        if not re.fullmatch(r"0(\.[0-9]+)?|1(\.0+)?", cell):
             raise InputError(
                 f"{path}: row of base {table['base'][row]!r} has {column} {cell!r}; expected a share from 0 to 1, or nothing"
             )

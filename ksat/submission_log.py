@@ -4,8 +4,6 @@ A file that was submitted is known by its bytes, so nothing is submitted twice u
 scores, the better is seen whether the leaderboard follows the out-of-fold score at all.
 """
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ksat.errors import InputError
-from ksat.files import file_sha256, read_json, write_text
+from ksat.files import csv_writer, file_sha256, lock, read_json, read_text, write_atomic
 from ksat.questions import read_table, require_columns
 from ksat.tables import markdown_table
 
@@ -58,7 +56,7 @@ def read_log(path: Path) -> list[Submission]:
     Raises:
         InputError: a column is missing, or a score is no share from 0 to 1.
     """
-    if not path.exists() or not path.read_text(encoding="utf-8").strip().partition("\n")[2]:
+    if not path.exists() or not read_text(path).strip().partition("\n")[2]:
         return []
     table = read_table(path)
     require_columns(table, path, COLUMNS)
@@ -90,13 +88,18 @@ def enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tupl
         InputError: the same answers were submitted before under another name, and no score is given to enter; or a score that
             contradicts the one that is noted.
     """
+    with lock(path, "log", wait=60.0):
+        return _enter(path, submission, scores)
+
+
+def _enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tuple[Submission, bool]:
     rows, digest = read_log(path), file_sha256(submission)
     given: dict[str, Any] = {name: score for name, score in scores.items() if score is not None}
     known = next((row for row in rows if row.sha256 == digest), None)
     if known is None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         row = Submission(now, str(submission), digest, _members(submission), **given)
-        write_text(path, _format([*rows, row]))
+        _write(path, [*rows, row])
         return row, True
     if not given:
         raise InputError(
@@ -109,7 +112,7 @@ def enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tupl
                 f"{path}: {name} of {known.file} is {old:g}, not {score:g}; correct the file by hand if that is wrong"
             )
     row = replace(known, **given)
-    write_text(path, _format([row if each is known else each for each in rows]))
+    _write(path, [row if each is known else each for each in rows])
     return row, False
 
 
@@ -125,13 +128,9 @@ def _members(submission: Path) -> str:
     return f"{value.get('base', '')}{f' with adapter {adapter[:12]}' if adapter else ' untuned'}"
 
 
-def _format(rows: Sequence[Submission]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow("" if value is None else value for value in asdict(row).values())
-    return file.getvalue()
+def _write(path: Path, rows: Sequence[Submission]) -> None:
+    cells = [["" if value is None else value for value in asdict(row).values()] for row in rows]
+    write_atomic(path, csv_writer(COLUMNS, cells))
 
 
 def log_table(rows: Sequence[Submission]) -> str:

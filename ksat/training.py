@@ -21,17 +21,18 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from ksat import processes
+from ksat.children import how_to_go_on
 from ksat.devices import peak_memory_gib
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.files import write_text
 from ksat.language_model import LanguageModel
 from ksat.packing import Pack, build_pack, plan_packs
-from ksat.scoring import progress_bar
+from ksat.run_folders import damaged_file, is_sealed, seal
+from ksat.scoring import finite_remedy, progress_bar
 from ksat.step_memory import StepMemory, out_of_memory
 
 SECONDS_BETWEEN_SAVES = 300.0
-_COMPLETE = "complete"  # marks a trainer checkpoint whose files are all written
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +252,17 @@ class ChoiceTrainer(SFTTrainer):
             where = self.language_model.first_overflow(pack) or "the head"
             raise InputError(
                 f"question {self.questions[row].id!r}: the model's score is not finite at step {self.state.global_step} (first "
-                f"in {where}); lower --lr, or use --dtype bfloat16 or float32"
+                f"in {where}); lower --lr, or {finite_remedy(self.language_model.dtype)}"
             )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, with the mean loss over all steps at the end."""
+        if "train_loss" in logs:
+            # The Trainer's own figures are of this call: behind a resume they lack the steps before it, and its loss is their
+            # sum over the number of all steps. Its history is saved with every checkpoint.
+            losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+            logs = {"train_loss": sum(losses) / len(losses)}
+        super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: run.json describes a run."""
@@ -348,7 +358,7 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         processes.wait()  # each process writes the state of its random numbers there
         if processes.is_main():
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE, "")
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.last_save = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -356,9 +366,20 @@ class RunCallback(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest trainer checkpoint that was written to its end, by step number; None if there is none."""
-    complete = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    """The newest trainer checkpoint, by step number, that is as it was written; None if there is none.
+
+    Those that were damaged since are named on stderr.
+    """
+    sealed = [path for path in folder.glob("checkpoint-*") if is_sealed(path)]
+    for path in sorted(sealed, key=_step, reverse=True):
+        if (file := damaged_file(path)) is None:
+            return path
+        print(f"{path}: {file} is damaged; training goes on from what was saved before", file=sys.stderr)
+    return None
+
+
+def _step(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
 
 
 def check_logger(name: str) -> None:
@@ -374,11 +395,26 @@ def check_logger(name: str) -> None:
 
 
 def _forget_log_after(path: Path, step: int) -> None:
-    """Drops the steps that a resumed run will log again."""
+    """Drops what a resumed run will log again, the summary included, and what can't be read."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if _logged_before(line, step)))
+
+
+def _logged_before(line: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+        return line.endswith("\n") and entry["step"] <= step and "train_loss" not in entry
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_failure(error: Exception) -> str | None:
+    """What a full or broken disk said, None for an error of another kind: each library has its own way to say it."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    by_torch = isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error))
+    by_tokenizers = type(error) is Exception and "(os error " in text
+    return text if isinstance(error, OSError | SafetensorError) or by_torch or by_tokenizers else None
 
 
 def train(
@@ -404,14 +440,13 @@ def train(
         InputError: a score is not finite, the disk is full, or one question alone does not fit the GPU's memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(folder)
-    processes.wait()
+    checkpoint: Path | None = processes.agree(last_checkpoint(folder) if processes.is_main() else None)
     if processes.is_main():
-        # What a kill left half-written would only confuse the rotation of checkpoints.
+        # What a kill left half-written, or is damaged, would only confuse the rotation of checkpoints.
         for path in folder.glob("checkpoint-*"):
-            if not (path / _COMPLETE).exists():
+            if not is_sealed(path) or _step(path) > _step(checkpoint):
                 shutil.rmtree(path)
-        _forget_log_after(folder / "log.jsonl", int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
+        _forget_log_after(folder / "log.jsonl", _step(checkpoint))
     processes.wait()
     trainer = ChoiceTrainer(model, questions, settings, folder, memory)
     expected = (model.dtype == "bfloat16", model.dtype == "float16")
@@ -429,12 +464,9 @@ def train(
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"out of memory with the largest pack of --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower "
-            "--pack-tokens and --resume, or start another --run with a lower --max-tokens or --rank"
+            f"--pack-tokens and {how_to_go_on()}, or start another --run with a lower --max-tokens or --rank"
         ) from error
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its archive writer.
-        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+    except Exception as error:
+        if (reason := _write_failure(error)) is None:
             raise
-        raise InputError(
-            f"{folder}: can't be written ({str(error).splitlines()[0]}); free space, then --resume"
-        ) from error
+        raise InputError(f"{folder}: can't be written ({reason}); free space, then {how_to_go_on()}") from error

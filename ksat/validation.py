@@ -10,12 +10,15 @@ import numpy as np
 
 from ksat import processes
 from ksat.encoding import EncodedQuestion
+from ksat.errors import InputError
 from ksat.files import read_json, write_json
 from ksat.language_model import LanguageModel
 from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
 from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question, passage_key
+from ksat.run_folders import damaged_file, is_sealed, seal
 from ksat.scoring import FloatArray, choice_probs, score_questions
+from ksat.sealed import read_sealed, write_sealed
 
 
 class Validation:
@@ -46,7 +49,23 @@ class Validation:
         self.answers = np.array([question.answer for question in questions], dtype=np.int64)
         self.groups = [passage_key(question) for question in questions]
         self.path = folder / "progress.json"
-        self.progress: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
+        self.progress: dict[str, Any] = self._recall() if self.path.exists() else {}
+
+    def _recall(self) -> dict[str, Any]:
+        """What an interrupted run knew. Where that is damaged, or the best epoch's adapter, the first step comes next again."""
+        try:
+            progress = read_sealed(self.path, None, "it is not used")
+            best = self.folder / f"epoch-{progress['best_epoch']}"
+            if not progress["epochs"] or (is_sealed(best) and damaged_file(best) is None):
+                return progress
+            damage = f"{best}: damaged"
+        except InputError as error:
+            damage = str(error)
+        if processes.is_main():
+            print(f"{damage}; training starts again from its first step", file=sys.stderr)
+            shutil.rmtree(self.folder / "trainer", ignore_errors=True)
+        processes.wait()
+        return {}
 
     @property
     def scale(self) -> float:
@@ -108,12 +127,14 @@ class Validation:
         best = min([entry, *entries], key=lambda e: _log_loss(e) if self.chooses else -e["epoch"])
         self.progress["best_epoch"] = best["epoch"]
         if self.best_epoch == epoch and processes.is_main():
-            kept = self.folder / f"epoch-{epoch}"
-            shutil.rmtree(kept, ignore_errors=True)
-            # save_embedding_layers: "auto" would ask the hub whether the vocabulary was resized; it never is.
-            self.model.model.save_pretrained(kept, save_embedding_layers=False)
+            beside, kept = (self.folder / name for name in (f".epoch-{epoch}.tmp", f"epoch-{epoch}"))
+            shutil.rmtree(beside, ignore_errors=True)
+            self._save_adapter(beside)
             if self.questions:
-                write_probs(kept / "validation.probs.csv", Predictions(tuple(q.id for q in self.questions), probs))
+                write_probs(beside / "validation.probs.csv", Predictions(tuple(q.id for q in self.questions), probs))
+            seal(beside)
+            shutil.rmtree(kept, ignore_errors=True)
+            beside.replace(kept)
         self._write()
         if processes.is_main():
             for other in self.folder.glob("epoch-*"):
@@ -121,9 +142,17 @@ class Validation:
                     shutil.rmtree(other)
         return self._patience_ended()
 
+    def _save_adapter(self, folder: Path) -> None:
+        # save_embedding_layers: "auto" would ask the hub whether the vocabulary was resized; it never is.
+        self.model.model.save_pretrained(folder, save_embedding_layers=False)
+        config = read_json(folder / "adapter_config.json")
+        if isinstance(config["target_modules"], list):  # a set in PEFT, whose order differs from process to process
+            config["target_modules"].sort()
+        write_json(folder / "adapter_config.json", config)
+
     def _write(self) -> None:
         if processes.is_main():
-            write_json(self.path, self.progress)
+            write_sealed(self.path, self.progress)
 
     def warn_if_control_is_better(self) -> None:
         """The untuned base is often hard to beat; a user should hear of it before the test set does."""

@@ -11,7 +11,6 @@ from ksat.blending import Member, align_members
 from ksat.boards import Draws, ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
-from ksat.files import write_atomic
 from ksat.metrics import compute_metrics, format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
@@ -259,5 +258,5 @@ def draw_comparison(path: Path, found: Comparison) -> None:
     bottom.set_yticks(range(len(pairs)), [f"{pair.better} - {pair.worse}" for pair in reversed(pairs)])
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
-    write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    figure.savefig(path, format="png", dpi=150)
     plt.close(figure)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_labels
 
 from ksat.blending import (
     METHODS,
@@ -19,7 +20,7 @@ from ksat.blending import (
     smoothed_one_hot,
 )
 from ksat.errors import InputError
-from ksat.predictions import FloatArray, Predictions, predicted_answers, read_probs, write_probs, write_submission
+from ksat.predictions import FloatArray, Predictions, predicted_answers, read_probs, write_probs
 
 NAN = float("nan")
 A = np.array([[0.6, 0.3, 0.1, NAN, NAN]])
@@ -201,7 +202,7 @@ def test_members_of_other_questions_are_refused(ids: str, counts: list[int], mat
 def test_read_member_of_both_kinds(tmp_path: Path) -> None:
     member = make_member("m", "ab", [2, 3])
     write_probs(tmp_path / "x.probs.csv", member.predictions)
-    write_submission(tmp_path / "x.csv", ["b", "a"], [3, 1])
+    write_labels(tmp_path / "x.csv", ["b", "a"], [3, 1])
     read = read_member(tmp_path / "x.probs.csv", None)
     assert not read.label_only and read.predictions.ids == read_probs(tmp_path / "x.probs.csv").ids
     labels = read_member(tmp_path / "x.csv", {"a": 2, "b": 3, "c": 5})
@@ -211,7 +212,7 @@ def test_read_member_of_both_kinds(tmp_path: Path) -> None:
 
 def test_label_only_members_need_the_test(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    write_submission(path, ["b", "a"], [3, 1])
+    write_labels(path, ["b", "a"], [3, 1])
     with pytest.raises(
         InputError, match="x.csv: labels only, which do not tell the number of choices; give --test CSV"
     ):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_questions, write_questions
+from tiny import make_questions, write_labels, write_questions
 
 import compare
 from ksat.errors import InputError
-from ksat.predictions import Predictions, write_probs, write_submission
+from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question
 
 
@@ -36,8 +36,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     questions = make_questions(120)
     write_questions(tmp_path / "gold.csv", questions)
-    write_submission(tmp_path / "labels.csv", [q.id for q in questions], [q.answer_index + 1 for q in questions])
-    write_submission(tmp_path / "beyond.csv", [q.id for q in questions], [5] * 120)  # half of them have four choices
+    write_labels(tmp_path / "labels.csv", [q.id for q in questions], [q.answer_index + 1 for q in questions])
+    write_labels(tmp_path / "beyond.csv", [q.id for q in questions], [5] * 120)  # half of them have four choices
     (tmp_path / "linked.probs.csv").symlink_to("good-oof.probs.csv")
     for name, share, seed in (("good", 0.9, 0), ("alike", 0.75, 1), ("poor", 0.4, 2)):
         write_run(f"{name}-oof.probs.csv", questions, share, seed)

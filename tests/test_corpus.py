@@ -118,6 +118,18 @@ BAD = {
     "none.xml": (b"<mediawiki></mediawiki>", "no text in it; expected a MediaWiki dump"),
     "cut.xml.bz2": (bz2.compress(DUMP.encode())[:-20], "ends in the middle of its bz2 stream"),
     "plain.xml.bz2": (DUMP.encode(), "can't be read"),
+    "deep.jsonl": (b"[" * 100_000, r"line 1 is not JSON \(nested too deeply\)"),
+    "digits.jsonl": (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", r"line 1 is not JSON \(Exceeds the limit"),
+    "euc.xml": (
+        "<?xml version='1.0' encoding='euc-kr'?><mediawiki>가</mediawiki>".encode("euc-kr"),
+        r"its XML declares an encoding that can't be read \(multi-byte encodings are not supported\); save it as UTF-8",
+    ),
+    "unknown.xml": (
+        b"<?xml version='1.0' encoding='klingon'?><mediawiki/>",
+        r"declares an encoding that can't be read \(unknown encoding: klingon\)",
+    ),
+    "wrong.xml": ("<?xml version='1.0' encoding='utf-8'?><a>가</a>".encode("cp949"), "cut, or not XML"),
+    "n" * 300: (None, r"can't be read \(File name too long\)"),
 }
 
 
@@ -130,6 +142,15 @@ def test_bad_corpora_are_refused_by_one_line(tmp_path: Path, name: str) -> None:
         read(tmp_path / name)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(f"--corpus {tmp_path / name}: ")
+
+
+def test_a_folder_and_a_nul_for_a_corpus(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=f"--corpus {tmp_path}: a folder where a file is expected; name the file in it"
+    ):
+        read(tmp_path)
+    with pytest.raises(InputError, match="has a NUL in its name"):
+        read(tmp_path / "a\0b")
 
 
 def test_long_articles_are_cut_between_sentences_into_like_lengths() -> None:

@@ -1,7 +1,9 @@
 """train.py --folds and --data-report, from the command line to the files; with a tiny base."""
 
 import csv
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from ksat import crossval
 from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.folds import assign_folds, fold_rows
-from ksat.predictions import read_probs
+from ksat.predictions import Predictions, read_probs, write_probs
 from ksat.questions import read_questions
 
 CPU = ["--device", "cpu", "--engine", "transformers"]
@@ -78,12 +80,92 @@ def test_all_folds_give_every_row_a_probability_of_a_run_that_did_not_see_it(
         train.main(command("--folds", "3", "--all", "--run", "cv", "--seed", "1"))
 
 
+def make_fold(plan: crossval.CrossValidation, fold: int, content: str) -> None:
+    """A finished fold of two rows, as far as --all looks at it."""
+    folder = plan.folder(fold)
+    (folder / "adapter").mkdir(parents=True, exist_ok=True)
+    for name in ("run.json", "settings.json"):
+        (folder / name).write_text(json.dumps({"base": "b", "content": content}))
+
+
+def test_overwrite_keeps_every_fold_until_its_new_one_is_complete(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = crossval.CrossValidation("cv", 2, ("--lr", "1"), {"flags": ["--lr", "1"], "files": {}}, Path("checkpoints"))
+    ran: list[tuple[str, str]] = []
+    ends_at = ["cv-fold0"]
+
+    def run_script(command: list[str], log: Path) -> str:
+        ran.append((command[4], command[-1]))
+        if command[4] in ends_at:
+            return "stopped here"
+        make_fold(plan, int(command[4][-1]), "new")
+        return ""
+
+    def contents() -> list[str]:
+        return [read_json(plan.folder(fold) / "run.json")["content"] for fold in (0, 1)]
+
+    monkeypatch.setattr(crossval, "run_script", run_script)
+    for fold in (0, 1):
+        make_fold(plan, fold, "old")
+    with pytest.raises(InputError, match="checkpoints/cv-fold0 exists and is not its fold"):
+        crossval._start(plan, overwrite=False)
+    notes = plan.folder(1) / "notes.md"
+    notes.write_text("mine")
+    with pytest.raises(InputError, match="cv-fold1: holds 'notes.md'"):
+        crossval._start(plan, overwrite=True)
+    assert not plan.mark.exists()
+    notes.unlink()
+
+    with pytest.raises(InputError, match="fold 0 of cv: stopped here"):
+        crossval.train_folds(plan, crossval._start(plan, overwrite=True))
+    assert contents() == ["old", "old"]
+    ends_at[:] = ["cv-fold1"]
+    with pytest.raises(InputError, match="fold 1 of cv: stopped here"):
+        crossval.train_folds(plan, crossval._start(plan, overwrite=False))  # the same command, without --overwrite
+    assert contents() == ["new", "old"]
+    ends_at.clear()
+    crossval.train_folds(plan, crossval._start(plan, overwrite=False))
+    assert contents() == ["new", "new"]
+    assert ran == [
+        ("cv-fold0", "--overwrite"),
+        ("cv-fold0", "--overwrite"),
+        ("cv-fold1", "--overwrite"),
+        ("cv-fold1", "--overwrite"),
+    ]
+    assert "fold 0: checkpoints/cv-fold0 is finished" in capsys.readouterr().out
+
+
+def test_out_of_fold_files_of_something_else_are_kept(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both files or none; replaced unasked only by their own cross-validation."""
+    plan = crossval.CrossValidation("cv", 2, (), {"flags": [], "files": {"train.csv": "0"}}, Path("checkpoints"))
+    questions = read_questions("train.csv")
+    probs = np.full((18, 5), np.nan)
+    for row, question in zip(probs, questions, strict=True):
+        row[: question.num_choices] = 1 / question.num_choices
+    report = {"cross_validation_sha256": plan.sha256}
+    joined = (Predictions(tuple(question.id for question in questions), probs), report)
+    trained: list[int] = []
+    monkeypatch.setattr(crossval, "train_folds", lambda *_: trained.append(1))
+    monkeypatch.setattr(crossval, "join_folds", lambda *_: joined)
+    plan.oof.parent.mkdir()
+    plan.oof.write_text("mine")
+    with pytest.raises(InputError, match="submissions/cv-oof.probs.csv exists already"):
+        crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=False)
+    assert (trained, plan.oof.read_text()) == ([], "mine")
+    crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=True)
+    assert read_probs(plan.oof).ids == joined[0].ids
+    crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=False)  # its own are written again
+    assert read_json(plan.oof.with_suffix(".json")) == report
+    other = replace(plan, key={"flags": ["--seed", "1"], "files": {}}, checkpoints=Path("others"))
+    with pytest.raises(InputError, match=r"cv-oof.probs.csv and submissions/cv-oof.probs.json exist already"):
+        crossval.cross_validate(other, Path("train.csv"), limit=None, overwrite=False)
+
+
 def test_one_fold_and_rows_of_other_files_that_are_too_near(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions = read_questions("train.csv")
     held_out = fold_rows(assign_folds(questions, 3), 1)[1]
     near = make_questions(1, first=100)[0]
-    from dataclasses import replace
-
     planted = [
         replace(near, id="near", passage=questions[held_out[0]].passage.replace(" ", "  ") + "!"),
         replace(
@@ -133,8 +215,6 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
         row[question.answer_index] = 0 if question.id == wrong else 1
         row[: question.num_choices] /= row[: question.num_choices].sum()
         rows.append(row)
-    from ksat.predictions import Predictions, write_probs
-
     write_probs(Path("oof.probs.csv"), Predictions(tuple(q.id for q in questions), np.array(rows)))
     report = ["--train", "train.csv", "more.csv", "--base", str(base_folder()), "--data-report", "--max-tokens", "200"]
     train.main([*report, "--against", "more.csv", "--oof", "oof.probs.csv"])

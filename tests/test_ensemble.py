@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import write_labels
 
 import ensemble
 from ksat import predictions
 from ksat.errors import InputError
-from ksat.predictions import Predictions, read_labels, read_probs, write_probs, write_submission
+from ksat.predictions import Predictions, read_labels, read_probs, write_probs
 
 ROOT = Path(__file__).resolve().parent.parent
 NAN = float("nan")
@@ -49,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_questions(tmp_path / "gold.csv", labelled=True)
     write_member(tmp_path / "a.probs.csv", ("q1", "q2", "q3", "q4"), GOLD, 0.6)
     write_member(tmp_path / "b.probs.csv", ("q4", "q3", "q2", "q1"), {**GOLD, "q1": 1, "q2": 1}, 0.9)
-    write_submission(tmp_path / "labels.csv", list(GOLD), list(GOLD.values()))
+    write_labels(tmp_path / "labels.csv", list(GOLD), list(GOLD.values()))
     return tmp_path
 
 
@@ -198,11 +199,14 @@ def test_existing_output_is_refused_before_any_work(folder: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(predictions, "read_table", read_nothing)
-        with pytest.raises(InputError, match="submissions/x.csv exist already; choose another --out, or replace with"):
+        with pytest.raises(InputError, match="submissions/x.csv exists already; choose another --out, or replace with"):
             ensemble.main(["a.probs.csv", "none.csv", "--out", "x"])
+    with pytest.raises(InputError, match="x.csv exists already, and without x.probs.json it is no output of ours"):
+        ensemble.main(["a.probs.csv", "--out", "x", "--overwrite"])
     assert (folder / "submissions" / "x.csv").read_text() == "old"
-    ensemble.main(["a.probs.csv", "--out", "x", "--overwrite"])
-    assert read_labels(folder / "submissions" / "x.csv") == GOLD
+    for _ in range(2):
+        ensemble.main(["a.probs.csv", "--out", "y", "--overwrite"])
+    assert read_labels(folder / "submissions" / "y.csv") == GOLD
 
 
 def test_check_prints_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

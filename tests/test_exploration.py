@@ -173,9 +173,20 @@ def test_each_base_is_trained_first(here: Path) -> None:
     with pytest.raises(InputError, match="was trained there with other questions"):
         exploration.require_same(candidate, other)
     assert run.exists()
+    before = (run / "run.json").read_bytes()
     exploration.require_same(candidate, replace(other, overwrite=True))
-    assert not run.exists()
     assert not Path(f"explorations/apart-tuned/{slug}.done.json").exists()
+    ran: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:  # the older run stays until the new one is complete
+        patch.setattr(exploration, "run_script", lambda command, log: ran.append(command) or "stopped here")
+        for _ in range(2):
+            assert exploration.run_candidate(candidate, other).reason == "stopped here"
+        assert (run / "run.json").read_bytes() == before
+        exploration.require_same(candidate, other)  # the same command goes on
+        patch.setattr(exploration, "run_script", lambda command, log: ran.append(command) or "")
+        for _ in range(2):
+            assert exploration._train(candidate, other, exploration._Paths(candidate, other)) == ""
+    assert [command[3] for command in ran] == ["--overwrite"] * 3  # the fourth time it is trained
 
 
 @pytest.mark.parametrize(
@@ -184,7 +195,9 @@ def test_each_base_is_trained_first(here: Path) -> None:
         (["--score", "valid.csv"], "--score needs --bases"),
         (["--score", "valid.csv", "--bases", "a", "--gpu", "t4"], "--gpu is for the fit table"),
         (["--score", "valid.csv", "--bases", "a", "--train", "train.csv"], "--train needs --finetune"),
-        (["--score", "valid.csv", "--bases", "a", "--out", "a/b"], "--out a/b: expected a name"),
+        (["--score", "valid.csv", "--bases", "a", "--out", "a/b"], "--out 'a/b': expected a plain name"),
+        (["--score", "valid.csv", "--bases", "a", "--out", ""], "--out '': expected a name"),
+        (["--score", "valid.csv", "--bases", "b" * 201], "--bases 'b.*201 bytes long"),
         (["--score", "none.csv", "--bases", "a"], "none.csv: no such file"),
         (["--score", "test.csv", "--bases", "a"], "0 of 3 questions have an answer"),
         (

@@ -93,7 +93,7 @@ def test_what_apply_refuses(folder: Path) -> None:
         InputError, match=r"fitted to 2 members \(good-oof.probs.csv, noise-oof.probs.csv\), 1 are given"
     ):
         ensemble.main(["--apply", str(path), "good.probs.csv", "--out", "t"])
-    with pytest.raises(InputError, match="exists; choose another --out, or --overwrite"):
+    with pytest.raises(InputError, match="exist already; choose another --out, or replace with --overwrite"):
         fit("good", "twin")
     value = json.loads(path.read_text())
     for changed in (value | {"recommended": "best"}, {"fitted": {}}, value | {"equal": 1, "recommended": "equal"}):

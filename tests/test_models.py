@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from tiny import base_folder, encode, load_base, make_questions, make_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import base_folder, encode, load_base, make_questions, make_run, make_tokenizer
 
 from ksat.devices import Device, find_device
 from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.language_model import LanguageModel
-from ksat.models import choose_dtype, choose_engine, default_quantization
+from ksat.models import LoadSettings, choose_dtype, choose_engine, default_quantization, load
 from ksat.packing import build_pack
 
 CPU = Device("cpu", "2 CPU cores", (0, 0), 0.0)
@@ -151,10 +153,10 @@ def no_tokenizer(folder: Path) -> None:
     [
         (no_config, r"the folder has no config.json; expected a model in the Hugging Face layout"),
         (cut_config, r"can't be loaded \(.*config.json.* is not a valid JSON file"),
-        (odd_config, r"can't be loaded \(its config.json: ZeroDivisionError: "),
+        (odd_config, r"can't be loaded \(its files: ZeroDivisionError: "),
         (other_weights, r"can't be loaded \(its weights lack 4 of the model's tensors, .*k_norm.weight first"),
         (no_weights, r"can't be loaded \(.*no file named model.safetensors"),
-        (cut_weights, r"can't be loaded \(Error while deserializing header"),
+        (cut_weights, r"can't be loaded \(its files: SafetensorError: Error while deserializing header"),
         (pickled_weights, r"can't be loaded \(.*model.safetensors"),
         (unknown_family, r"can't be loaded \(.*nobody-knows"),
         (own_code, r"can't be loaded \(it brings its own Python code; read it, then pass --trust-remote-code"),
@@ -181,6 +183,54 @@ def test_out_of_memory_while_loading_does_not_blame_the_name(monkeypatch: pytest
         InputError, match=r"out of memory while loading it \(CUDA.*\); take a smaller base, nf4, or more"
     ):
         load_base(base_folder())
+
+
+def test_a_bug_while_the_lora_is_made_is_not_blamed_on_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("peft.get_peft_model", broken)
+    with pytest.raises(KeyError, match="ours"):
+        load_base(base_folder(), rank=4)
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("no module"), NotImplementedError("Unsloth cannot find any torch accelerator\nat all")]
+)
+def test_unsloth_that_can_t_be_imported_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "unsloth.py").write_text(f"raise {error!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
+    with pytest.raises(
+        InputError, match="engine unsloth: .* can't be imported .*, or use --engine transformers"
+    ) as told:
+        load_base(base_folder(), engine="unsloth")
+    assert f"({type(error).__name__}: {str(error).splitlines()[0]})" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda name, tensor: {} if "layers.1" in name else {name: tensor}, "14 of the adapter's 14 tensors, .*layers.1.* is missing"),
+        (lambda name, tensor: {name: tensor, name.replace("layers.0", "layers.2"): tensor}, "14 of .* 42 .*layers.2.* has no place in it"),
+        (lambda name, tensor: {name: tensor[:-1] if "q_proj.lora_B" in name else tensor}, "RuntimeError: Error.s. in loading state_dict"),
+    ],
+)  # fmt: skip
+def test_an_adapter_with_other_tensors_is_refused(tmp_path: Path, change: Any, match: str) -> None:
+    """peft warns of missing ones, says nothing of further ones, and scores."""
+    folder = make_run(tmp_path / "r") / "adapter"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    changed = {key: value.clone() for name, tensor in tensors.items() for key, value in change(name, tensor).items()}
+    save_file(changed, folder / "adapter_model.safetensors")
+    settings = LoadSettings(str(base_folder()), "transformers", CPU, "float32", False, 2048)
+    with pytest.raises(
+        InputError, match=f"{folder}: does not fit --base .* \\(.*({match}).*is the base the one"
+    ) as told:
+        load(settings, adapter=folder)
+    assert "\n" not in str(told.value)
 
 
 def test_unknown_base(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import reseal
 from tiny import base_folder, make_questions, read_probs, read_rows, write_questions
 
 import ensemble
@@ -20,7 +21,9 @@ import inference
 import train
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
 from ksat.files import file_sha256, read_json
+from ksat.identity import identify_base
 from ksat.questions import passage_key, read_questions
+from ksat.runs import write_settings
 
 ROOT = Path(__file__).parent.parent
 LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--valid-fraction", "0.25", "--patience", "9")
@@ -87,6 +90,8 @@ def test_run_json_says_what_inference_needs(here: Path, run: str, score_by: str,
     stored = read_json(Path("checkpoints", run, "run.json"))
     assert (stored["base"], stored["score_by"], stored["quantization"]) == (str(base_folder()), score_by, quantization)
     assert stored["adapter_sha256"] == file_sha256(Path("checkpoints", run, "adapter/adapter_model.safetensors"))
+    assert stored["adapter_config_sha256"] == file_sha256(Path("checkpoints", run, "adapter/adapter_config.json"))
+    assert stored["base_identity"] == identify_base(str(base_folder()))
     assert [entry["sha256"] for entry in stored["data"]] == [file_sha256(Path("data/train.csv"))]
     assert stored["settings"]["rank"] == 8
     assert stored["settings"]["seed"] == 0
@@ -102,6 +107,8 @@ def test_log_and_metrics_cover_every_step_and_epoch(here: Path) -> None:
     num_train = 16 - metrics["control"]["num_questions"]
     num_steps = 3 * -(-num_train // 4)
     assert [entry["step"] for entry in log if "loss" in entry] == list(range(1, num_steps + 1))
+    mean = np.mean([entry["loss"] for entry in log if "loss" in entry])
+    assert log[-1] == {"step": num_steps, "epoch": 3.0, "train_loss": pytest.approx(mean)}
     assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2, 3]
 
 
@@ -311,6 +318,11 @@ def assert_unbroken(run: str) -> None:
     assert (folder / "validation.probs.csv").read_bytes() == (whole / "validation.probs.csv").read_bytes()
     one, other = (read_json(path / "metrics.json") for path in (folder, whole))
     assert {**one, "peak_memory_gib": 0} == {**other, "peak_memory_gib": 0}
+    assert (folder / "log.jsonl").read_text() == (
+        whole / "log.jsonl"
+    ).read_text()  # each step once, and their mean loss
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (folder / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +330,8 @@ def assert_unbroken(run: str) -> None:
     [
         "ksat.validation.Validation.control",  # before anything
         "ksat.training.RunCallback.on_train_begin",
-        "ksat.training.write_text",  # epoch 1 is in progress.json, its trainer checkpoint has no mark
+        "ksat.training.seal",  # epoch 1 is in progress.json, its trainer checkpoint has no mark
+        "ksat.validation.seal",  # trained for an epoch, its adapter has no mark
         "shutil.copytree",  # trained, not finished
         "ksat.runs.write_run",  # all but the marker
     ],
@@ -364,8 +377,6 @@ def test_training_goes_on_in_the_middle_of_an_epoch(here: Path, monkeypatch: pyt
     assert checkpoint.name == "checkpoint-5"
     run_train("--run", "middle", "--epochs", "3", "--resume")
     assert_unbroken("middle")
-    steps = [json.loads(line)["step"] for line in Path("checkpoints/middle/log.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps)  # the killed step was logged once, by the run that finished it
 
 
 def test_a_resumed_run_keeps_how_it_is_computed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +476,7 @@ def test_ctrl_c_exits_130_and_the_work_goes_on(
 
     monkeypatch.setattr(LanguageModel, "choice_scores", interrupt)
     assert exit_code(main) == EXIT_INTERRUPTED
-    assert "interrupted; inference goes on with the same command, training with --resume" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\ninterrupted; the same command starts anew\n")
     assert exit_code(main) == EXIT_DONE
     if script == "train":
         assert_unbroken("stopped")
@@ -477,11 +488,11 @@ def test_ctrl_c_exits_130_and_the_work_goes_on(
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file with its size and time of change."""
+    """Every file with its size and time of change, but for locks, which stay empty."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.endswith(".lock")
     }
 
 
@@ -518,19 +529,19 @@ TRAIN_REFUSALS = {
     "base without config.json": (["--base", "data", *CPU], r"--base data: the folder has no config.json"),
     "no CUDA": ([*TRAIN, "--device", "cuda"], r"--device cuda: torch sees no CUDA GPU"),
     "run exists": ([*TRAIN, "--run", "full"], r"--run full: checkpoints/full exists; choose another --run or --overwrite"),
-    "run is a path": ([*TRAIN, "--run", "a/b"], r"--run 'a/b': expected a name without slashes"),
-    "run is ..": ([*TRAIN, "--run", ".."], r"--run '..': expected a name"),
+    "run is a path": ([*TRAIN, "--run", "a/b"], r"--run 'a/b': expected a plain name, without slashes"),
+    "run is ..": ([*TRAIN, "--run", ".."], r"--run '..': expected a plain name"),
+    "run is nothing": ([*TRAIN, "--run", "", "--overwrite"], r"--run '': expected a name"),
+    "all runs are nothing": ([*TRAIN, "--run", "", "--overwrite", "--all", "--folds", "2"], r"--run '': expected a name"),
+    "run is blank": ([*TRAIN, "--run", " ", "--overwrite"], r"--run ' ': expected a name"),
+    "run is too long": ([*TRAIN, "--run", "가" * 70, "--overwrite"], r"210 bytes long, expected at most 200"),
     "no prompt file": ([*TRAIN, "--prompt", "nowhere.txt"], r"--prompt nowhere.txt: no such file"),
     "prompt too long": ([*TRAIN, "--max-tokens", "9"], r"more than --max-tokens 9 even without its passage"),
     "lr 0": ([*TRAIN, "--lr", "0"], r"--lr 0.0: expected above 0"),
-    "lr nan": ([*TRAIN, "--lr", "nan"], r"--lr nan: expected above 0"),
     "dropout 1": ([*TRAIN, "--dropout", "1"], r"--dropout 1.0: expected 0 to 1"),
     "warmup 1": ([*TRAIN, "--warmup", "1"], r"--warmup 1.0: expected 0 to 1"),
     "weight decay": ([*TRAIN, "--weight-decay", "-1"], r"--weight-decay -1.0: expected 0 or more"),
-    "weight decay inf": ([*TRAIN, "--weight-decay", "inf"], r"--weight-decay inf: expected 0 or more"),
     "alpha 0": ([*TRAIN, "--alpha", "0"], r"--alpha 0.0: expected above 0"),
-    "alpha inf": ([*TRAIN, "--alpha", "inf"], r"--alpha inf: expected above 0"),
-    "seed": ([*TRAIN, "--seed", "-1"], r"--seed -1: expected 0 to 4294967295"),
     "valid fraction": ([*TRAIN, "--valid-fraction", "0.6"], r"--valid-fraction 0.6: expected 0"),
     "logger": ([*TRAIN, "--report-to", "nothing", "--run", "n"], r"--report-to nothing: "),
     "resume without a name": ([*TRAIN, "--resume"], r"--resume: name the interrupted run with --run"),
@@ -598,9 +609,13 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def edit(**fields: Any) -> Any:
+    """Damage: other values in a JSON file, as an editor would put them there."""
+    return lambda path: path.write_text(json.dumps(read_json(path) | fields))
+
+
 def other_base(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(str(base_folder()), str(base_folder(hidden_size=64))), encoding="utf-8")
+    reseal(path.parent, base=str(base_folder(hidden_size=64)))
 
 
 @pytest.mark.parametrize(
@@ -608,11 +623,21 @@ def other_base(path: Path) -> None:
     [
         ("run.json", Path.unlink, r"no run.json; the run is not finished"),
         ("run.json", cut, r"copy/run.json: not JSON .*cut or was edited"),
-        ("run.json", lambda path: path.write_text('{"format": 0}'), r"another format than 1"),
-        ("run.json", lambda path: path.write_text('{"format": 1}'), r"fields missing or unknown: adapter_sha256, base"),
+        ("run.json", lambda path: path.write_text('{"format": 0}'), r"another format than 2"),
+        (
+            "run.json",
+            lambda path: path.write_text('{"format": 1}'),
+            r"fields missing or unknown: 'adapter_sha256, base",
+        ),
+        ("run.json", edit(scale=1e9), r"run.json: edited or damaged, its content does not fit its own sha256"),
+        ("run.json", edit(quantization="nf4"), r"run.json: edited or damaged"),
+        ("run.json", edit(format=1), r"run.json: edited or damaged"),
         ("adapter/adapter_model.safetensors", cut, r"adapter_model.safetensors: cut or changed \(sha256 "),
         ("adapter/adapter_model.safetensors", Path.unlink, r"adapter_model.safetensors: no such file"),
-        ("adapter/adapter_config.json", cut, r"adapter_config.json: not JSON"),
+        ("adapter/adapter_config.json", cut, r"adapter_config.json: cut or changed"),
+        ("adapter/adapter_config.json", edit(lora_alpha=999), r"adapter_config.json: cut or changed \(sha256 "),
+        ("adapter/adapter_config.json", edit(use_rslora=False), r"adapter_config.json: cut or changed \(sha256 "),
+        ("adapter/adapter_config.json", edit(peft_type="LOHA"), r"adapter_config.json: cut or changed \(sha256 "),
         ("adapter/adapter_config.json", Path.unlink, r"adapter_config.json: no such file"),
         ("run.json", other_base, r"copy/adapter: does not fit --base .*-64 \(.*is the base the one it was trained on"),
     ],
@@ -646,6 +671,18 @@ def test_resume_refuses_what_contradicts_the_run(
     assert_refused(train, [*CPU, "--run", folder.name, "--resume", *flags], match, capsys)
 
 
+def test_resume_refuses_settings_that_were_edited(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("checkpoints/edited")
+    folder.mkdir()
+    settings = read_json(Path("checkpoints/full/settings.json"))
+    (folder / "settings.json").write_text(json.dumps(settings | {"lr": 0.02}))
+    assert_refused(train, [*CPU, "--run", "edited", "--resume"], r"edited/settings.json: edited or damaged", capsys)
+    content = {name: value for name, value in settings.items() if name != "sha256"}
+    write_settings(folder, content | {"base_identity": {"config.json": "0" * 64}})
+    match = r"--resume: --base .* is not the one that the run was started on \(config.json differs, .* is new"
+    assert_refused(train, [*CPU, "--run", "edited", "--resume"], match, capsys)
+
+
 def test_a_started_run_is_not_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("checkpoints/started")
     folder.mkdir()
@@ -662,7 +699,15 @@ def test_a_base_that_can_t_be_loaded_leaves_the_run_that_overwrite_would_replace
 
 
 @pytest.mark.parametrize(
-    ("type_flag", "value"), [("--epochs", "0"), ("--rank", "x"), ("--pack-tokens", "-1"), ("--engine", "vllm")]
+    ("type_flag", "value"),
+    [
+        ("--epochs", "0"),
+        ("--rank", "x"),
+        ("--weight-decay", "inf"),
+        ("--alpha", "inf"),
+        ("--pack-tokens", "-1"),
+        ("--engine", "vllm"),
+    ],
 )
 def test_flags_that_argparse_refuses(
     here: Path, capsys: pytest.CaptureFixture[str], type_flag: str, value: str

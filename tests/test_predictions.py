@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import write_labels
 
-from ksat import predictions
 from ksat.errors import InputError
+from ksat.files import claim_outputs, read_json
 from ksat.predictions import (
     Predictions,
     align_answers,
     check_submission,
-    output_paths,
     read_answers,
     read_labels,
     read_probs,
+    submission_paths,
     write_predictions,
     write_probs,
-    write_submission,
 )
 from ksat.questions import Question
 
@@ -47,6 +47,12 @@ def test_answers_count_from_one_and_equals_go_to_the_lowest_number() -> None:
     assert make_predictions().num_choices.tolist() == [5, 4, 2]
 
 
+def write_all(stem: Path, *, overwrite: bool = False) -> None:
+    paths = submission_paths(stem).all
+    with claim_outputs(paths, inputs=[], overwrite=overwrite, command="test") as outputs:
+        write_predictions(outputs, make_predictions(), {"base": "b"})
+
+
 def test_probability_file_has_exactly_these_bytes(tmp_path: Path) -> None:
     write_probs(tmp_path / "new" / "x.probs.csv", make_predictions())
     assert (tmp_path / "new" / "x.probs.csv").read_text() == (
@@ -56,7 +62,7 @@ def test_probability_file_has_exactly_these_bytes(tmp_path: Path) -> None:
 
 
 def test_submission_has_exactly_these_bytes(tmp_path: Path) -> None:
-    write_submission(tmp_path / "x.csv", ["b", 'q,"1'], np.array([3, 1]))
+    write_labels(tmp_path / "x.csv", ["b", 'q,"1'], np.array([3, 1]))
     assert (tmp_path / "x.csv").read_text() == 'id,answer\nb,3\n"q,""1",1\n'
 
 
@@ -71,7 +77,8 @@ def test_mistake_3_a_four_choice_row_never_has_a_fifth(tmp_path: Path) -> None:
 
 
 def test_mistake_11_every_written_row_has_its_probabilities(tmp_path: Path) -> None:
-    write_predictions((tmp_path / "x.probs.csv", tmp_path / "x.csv"), make_predictions())
+    write_all(tmp_path / "x")
+    assert read_json(tmp_path / "x.probs.json") == {"base": "b"}
     with (tmp_path / "x.probs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["id", "answer", "prob_1", "prob_2", "prob_3", "prob_4", "prob_5"]
@@ -265,47 +272,37 @@ def test_check_submission_refuses(tmp_path: Path, text: str, match: str) -> None
         ("/tmp/deep/blend.probs.csv", "/tmp/deep/blend"),
     ],
 )
-def test_output_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: str, stem: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert output_paths(out, overwrite=False) == (Path(f"{stem}.probs.csv"), Path(f"{stem}.csv"))
+def test_where_outputs_go(out: str, stem: str) -> None:
+    paths = submission_paths(out)
+    assert paths.all == (Path(f"{stem}.probs.csv"), Path(f"{stem}.csv"), Path(f"{stem}.probs.json"))
+    assert (paths.probs, paths.submission, paths.report) == paths.all
 
 
-@pytest.mark.parametrize("out", ["", "folder/", ".csv", "folder/.probs.csv", "..", "a/.."])
-def test_output_paths_need_a_name(out: str) -> None:
-    with pytest.raises(InputError, match="no file name in it"):
-        output_paths(out, overwrite=False)
+@pytest.mark.parametrize(
+    "out", ["", " ", "folder/", ".csv", "folder/.probs.csv", "..", "a/..", "a/.b", "x" * 201, "a\nb"]
+)
+def test_outputs_need_a_name(out: str) -> None:
+    with pytest.raises(InputError, match="--out '.*expected|--out 'a.*does not print"):
+        submission_paths(out)
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.probs.csv"])
-def test_output_paths_refuse_what_exists(tmp_path: Path, name: str) -> None:
-    write(tmp_path / name, "")
-    with pytest.raises(InputError, match=f"{name} exist already; choose another --out, or replace with --overwrite"):
-        output_paths(tmp_path / "x", overwrite=False)
-    assert output_paths(tmp_path / "x", overwrite=True)[1] == tmp_path / "x.csv"
-
-
-def test_output_paths_refuse_a_folder_even_to_overwrite(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").mkdir()
-    with pytest.raises(InputError, match=r"x.csv: a folder stands where --out writes a file"):
-        output_paths(tmp_path / "x", overwrite=True)
-
-
-@pytest.mark.parametrize("full", ["x.csv", "x.probs.csv"])
-def test_of_two_outputs_neither_is_written_if_one_fails(
+@pytest.mark.parametrize("full", ["x.csv", "x.probs.csv", "x.probs.json"])
+def test_of_three_outputs_none_is_written_if_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
-    paths = tmp_path / "x.probs.csv", tmp_path / "x.csv"
-    for path in paths:
-        write(path, "old")
-    real = predictions._write_rows
+    write_all(tmp_path / "x")
+    paths = submission_paths(tmp_path / "x").all
+    before = [path.read_bytes() for path in paths]
+    real = Path.open
 
-    def write_rows(path: Path, header: list[str], rows: list[list[str]]) -> None:
-        real(path, header, rows)
-        if path.name.startswith(f".{full}."):
+    def open_(self: Path, *args: object, **kwargs: object) -> object:
+        if self.name == f".{full}.tmp":
             raise OSError(28, "No space left on device")
+        return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(predictions, "_write_rows", write_rows)
-    with pytest.raises(InputError, match=rf"{full}: can't be written \(No space left on device\)"):
-        write_predictions(paths, make_predictions())
-    assert [path.read_text() for path in paths] == ["old", "old"]
-    assert len(list(tmp_path.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_)
+        with pytest.raises(InputError, match=r"can't be written \(No space left on device\)"):
+            write_all(tmp_path / "x", overwrite=True)
+    assert [path.read_bytes() for path in paths] == before
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}

@@ -174,6 +174,11 @@ def test_the_templates_that_we_ship(path: Path) -> None:
         ("[user]\n{question}", "label", r"the field \{choices\} is missing from \[user\]; --score-by label needs it"),
         ("[system]\n{choices}\n[user]\n{question}", "label", r"\{choices\} is missing from \[user\]"),
         ("[user]\n{choices}", "text", "--score-by text lists no choices"),
+        (
+            "[user]\n{choices}\n[user]\n{choices}",
+            "label",
+            r"a line \[system\] or \[user\] stands there twice; keep one of each",
+        ),
         ("[system]\n{labels}\n[user]\n{question}", "text", "--score-by text lists no choices"),
     ],
 )
@@ -185,8 +190,12 @@ def test_bad_templates(tmp_path: Path, text: str, score_by: ScoreBy, message: st
 def test_unreadable_templates(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--prompt .*none.txt: no such file"):
         read_template(tmp_path / "none.txt", "label")
-    with pytest.raises(InputError, match="--prompt .*: can't be read .*; expected a text file"):
+    with pytest.raises(InputError, match="--prompt .*: a folder where a file is expected"):
         read_template(tmp_path, "label")
+    with pytest.raises(InputError, match=r"--prompt .*: can't be read \(File name too long\)"):
+        read_template(tmp_path / ("n" * 300), "label")
+    with pytest.raises(InputError, match="--prompt .*: has a NUL in its name"):
+        read_template("a\0b", "label")
     path = tmp_path / "prompt.txt"
     path.write_bytes("[user]\n지문 {choices}".encode("cp949"))
     with pytest.raises(InputError, match="--prompt .*prompt.txt: not UTF-8"):

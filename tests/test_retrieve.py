@@ -172,14 +172,17 @@ def test_outputs_are_not_replaced_unasked_and_bad_input_is_told(
     write_questions(tmp_path / "q.csv", make_questions(2))
     before = (tmp_path / "q.csv").read_bytes()
     (tmp_path / "out.csv").write_text("old")
-    with pytest.raises(InputError, match="--out .*out.csv: exists; take another name, or --overwrite"):
+    with pytest.raises(InputError, match="out.csv: has no column 'context', so it is none of ours"):
+        run(tmp_path, "--overwrite")
+    (tmp_path / "out.csv").write_text("context")
+    with pytest.raises(InputError, match="out.csv exists already; choose another --out, or replace with --overwrite"):
         run(tmp_path)
-    with pytest.raises(InputError, match="is --questions itself"):
+    with pytest.raises(InputError, match="--out: .*q.csv is the input .*q.csv itself"):
         run(tmp_path, "--out", str(tmp_path / "q.csv"), "--overwrite")
     (tmp_path / "bad.jsonl").write_text('{"title": "a"}')
     with pytest.raises(InputError, match="line 1 has no text in a field 'text'"):  # through Kiwi's threads
         run(tmp_path, "--corpus", str(tmp_path / "bad.jsonl"), "--overwrite")
-    assert (tmp_path / "out.csv").read_text() == "old"
+    assert (tmp_path / "out.csv").read_text() == "context"
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -188,7 +191,7 @@ def test_outputs_are_not_replaced_unasked_and_bad_input_is_told(
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(InputError, match="No space left on device"):
             run(tmp_path, "--overwrite")
-    assert (tmp_path / "out.csv").read_text() == "old"
+    assert (tmp_path / "out.csv").read_text() == "context"
     run(tmp_path, "--overwrite")
     (tmp_path / "out.csv").replace(tmp_path / "q.csv")
     with pytest.raises(InputError, match="has a column 'context' already"):

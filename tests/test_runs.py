@@ -1,14 +1,18 @@
-"""Atomic files: complete or untouched."""
+"""Runs: what is read is what was written. Atomic files: complete or untouched."""
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, exit_code
 from ksat.files import file_sha256, read_json, write_atomic, write_json, write_text
+from ksat.runs import RUN_RULES, SETTING_RULES, Run, read_run, read_settings, write_run, write_settings
+from ksat.sealed import write_sealed
 
 
 def no_space(*_: object) -> None:
@@ -95,7 +99,10 @@ def test_json_round_trip_and_nan_is_refused(tmp_path: Path) -> None:
     [
         (None, "x.json: no such file"),
         (b'{"a": 1', r"x.json: not JSON \(.*; the file is cut or was edited"),
-        (b"\xff", "x.json: not JSON"),
+        (b"\xff", r"x.json: not UTF-8 \(byte 0xff at 0\)"),
+        (b"[" * 100_000, r"x.json: not JSON \(nested too deeply\); the file is cut or was edited"),
+        (b'{"a": ' + b"9" * 5000 + b"}", r"x.json: not JSON \(Exceeds the limit"),
+        (rb'{"a": "\ud800"}', r"x.json: not JSON \('utf-8' codec can't encode character '\\ud800'"),
         (b"[1]", "x.json: expected a JSON object, found list"),
     ],
 )
@@ -124,3 +131,113 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(interrupt) == EXIT_INTERRUPTED
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback, and Python exits with 1
         exit_code(lambda: print(1 // 0))
+
+
+SHA = "0123456789abcdef" * 4
+SETTINGS: dict[str, Any] = {
+    "base": "some/base", "base_identity": {"revision": "a1"}, "score_by": "label", "template": {"system": "", "user": "{choices}"},
+    "max_tokens": 4096, "quantization": "none", "data": [{"file": "data/train.csv", "sha256": SHA}], "valid_fraction": 0.1, "prompt": None,
+    "limit": None, "seed": 0, "report_to": "none", "rank": 8, "alpha": 16.0, "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 1e-4,
+    "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.0, "questions_per_step": 4, "patience": 1, "loss": "choices",
+    "choice_orders": 1, "folds": None, "fold": None, "folds_sha256": None, "context_when": "short:300", "dtype": "float32",
+    "engine": "transformers", "pack_tokens": 512,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished run, whose adapter's files are two short texts."""
+    write_text(tmp_path / "adapter/adapter_model.safetensors", "weights")
+    write_text(tmp_path / "adapter/adapter_config.json", "{}")
+    hashes = {
+        name: file_sha256(tmp_path / "adapter" / file)
+        for name, file in (
+            ("adapter_sha256", "adapter_model.safetensors"),
+            ("adapter_config_sha256", "adapter_config.json"),
+        )
+    }
+    shared = {name: SETTINGS[name] for name in Run.__slots__ if name in SETTINGS}
+    write_run(tmp_path, Run(**shared, **hashes, scale=3.5, settings=SETTINGS, versions={"python": "3.11"}))
+    write_settings(tmp_path, SETTINGS)
+    return tmp_path
+
+
+def test_runs_and_settings_are_read_as_they_were_written(folder: Path) -> None:
+    run = read_run(folder)
+    assert (run.scale, run.base_identity, run.settings) == (3.5, {"revision": "a1"}, SETTINGS)
+    assert read_settings(folder) == SETTINGS
+
+
+def test_every_edit_of_every_field_is_found_out(folder: Path) -> None:
+    """Whatever stands there instead, also what the field's rule would take."""
+    for name, read in (("run.json", read_run), ("settings.json", read_settings)):
+        path = folder / name
+        whole = read_json(path)
+        for field in whole:
+            for value in (None, 7, -0.5, "label", "text", "", {}, [], {"x": "y"}, True, SHA, 2):
+                if value != whole[field] or type(value) is not type(whole[field]):
+                    path.write_text(json.dumps(whole | {field: value}))
+                    with pytest.raises(InputError, match=f"{name}: (edited or damaged|another format than 2)"):
+                        read(folder)
+            path.write_text(json.dumps({other: value for other, value in whole.items() if other != field}))
+            with pytest.raises(InputError, match=f"{name}: (fields missing or unknown: '{field}'|another format)"):
+                read(folder)
+        path.write_text(json.dumps(whole | {"new\n": 1}))
+        with pytest.raises(InputError, match=r"fields missing or unknown: 'new\\n'"):
+            read(folder)
+        path.write_text(json.dumps(whole, indent=3, sort_keys=True))  # the same content
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("base", ""), ("base", 3), ("base_identity", {"config.json": 1}), ("score_by", "letters"), ("template", {"user": ""}),
+        ("template", {"system": 1, "user": ""}), ("max_tokens", 0), ("max_tokens", 512.0), ("scale", 0.001), ("scale", 1e9), ("scale", True),
+        ("scale", "1"), ("quantization", "int8"), ("adapter_sha256", SHA[1:]), ("adapter_config_sha256", SHA.upper()), ("settings", {}),
+        ("settings", {"rank": 4, "context_when": "some"}), ("data", [{"file": "x"}]), ("data", {}), ("versions", {"torch": 2}),
+        ("valid_fraction", 0.6), ("prompt", 1), ("limit", 0), ("seed", -1), ("report_to", None), ("rank", 1.5), ("alpha", 0), ("dropout", 1),
+        ("rslora", 1), ("epochs", 0), ("lr", 1.1), ("schedule", "step"), ("warmup", 1), ("weight_decay", -1), ("questions_per_step", 0),
+        ("patience", 0), ("loss", "mse"), ("choice_orders", 0), ("folds", 1), ("fold", -1), ("folds_sha256", "x"), ("context_when", "short:0"),
+        ("dtype", "int8"), ("engine", "vllm"), ("pack_tokens", None),
+    ],
+)  # fmt: skip
+def test_fields_have_types_and_ranges(folder: Path, field: str, value: Any) -> None:
+    """Also of a file whose digest is right."""
+    for name, rules, read in (("run.json", RUN_RULES, read_run), ("settings.json", SETTING_RULES, read_settings)):
+        if field in rules:
+            content = {key: old for key, old in read_json(folder / name).items() if key != "sha256"}
+            write_sealed(folder / name, content | {field: value})
+            with pytest.raises(InputError, match=f"{name}: {field} is .*, expected .*"):
+                read(folder)
+
+
+def test_runs_of_the_format_before_are_taken_with_a_note(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = read_json(folder / "run.json")
+    new = ("sha256", "adapter_config_sha256", "base_identity")
+    write_json(folder / "run.json", {k: v for k, v in stored.items() if k not in new} | {"format": 1})
+    run = read_run(folder)
+    assert (run.scale, run.base_identity) == (3.5, {})
+    assert run.adapter_config_sha256 == file_sha256(folder / "adapter/adapter_config.json")
+    assert f"note: {folder} is of an earlier version" in capsys.readouterr().err
+    write_json(folder / "run.json", {k: v for k, v in stored.items() if k not in new} | {"format": 1, "scale": 1e9})
+    with pytest.raises(InputError, match="scale is 1000000000.0, expected 0.01 to 1000"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_was_changed_is_refused(folder: Path, file: str) -> None:
+    path = folder / "adapter" / file
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(
+        InputError, match=rf"{file}: cut or changed \(sha256 .*, run.json says .*copy it again or train"
+    ):
+        read_run(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=f"{file}: no such file; the checkpoint was not copied as a whole"):
+        read_run(folder)
+
+
+def test_settings_without_a_rule_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="settings without a rule, or rules without a setting: .'new'"):
+        write_settings(tmp_path, SETTINGS | {"new": 1})

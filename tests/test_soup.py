@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from damage import reseal
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -20,10 +22,10 @@ from ksat import soup
 from ksat.adapter_mean import truncate
 from ksat.devices import Device
 from ksat.errors import InputError
-from ksat.files import file_sha256, read_json
-from ksat.models import LoadSettings, LoraSettings, load
-from ksat.prompts import DEFAULT_TEMPLATES
-from ksat.runs import Run, read_run, write_run
+from ksat.files import read_json
+from ksat.models import LoadSettings, load
+from ksat.run_folders import claim_run
+from ksat.runs import read_run
 
 ROWS = torch.tensor([[5, 9, 33, 120, 7, 64], [3, 200, 41, 8, 90, 11]])
 SETTINGS = LoadSettings(
@@ -31,25 +33,9 @@ SETTINGS = LoadSettings(
 )
 
 
-def make_run(
-    name: str, *, rank: int = 4, alpha: float = 8.0, rslora: bool = True, seed: int = 0, **fields: Any
-) -> Path:
-    """A finished run in checkpoints/ of here, whose adapter has random A and B."""
-    folder = Path("checkpoints", name)
-    model = load(SETTINGS, lora=LoraSettings(rank, alpha, 0.0, rslora), seed=seed).model
-    torch.manual_seed(100 + seed)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(std=0.05)
-    model.save_pretrained(folder / "adapter")
-    run = Run(
-        base=str(base_folder()), score_by="label", template=DEFAULT_TEMPLATES["label"].to_dict(), max_tokens=2048, scale=1.0,
-        quantization="none", adapter_sha256=file_sha256(folder / "adapter/adapter_model.safetensors"),
-        settings={"rank": rank}, data=[{"file": "data/train.csv", "sha256": "1" * 64}], versions={},
-    )  # fmt: skip
-    write_run(folder, Run(**{name: fields.get(name, getattr(run, name)) for name in Run.__slots__}))
-    return folder
+def make_run(name: str, **how: Any) -> Path:
+    """A finished run in checkpoints/ of here."""
+    return tiny.make_run(Path("checkpoints", name), **how)
 
 
 def change_adapter(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **config: Any) -> None:
@@ -58,9 +44,7 @@ def change_adapter(folder: Path, tensors: dict[str, torch.Tensor] | None = None,
     path.write_text(json.dumps(read_json(path) | config))
     if tensors is not None:
         save_file(tensors, folder / "adapter/adapter_model.safetensors")
-        run = read_json(folder / "run.json")
-        sha256 = file_sha256(folder / "adapter/adapter_model.safetensors")
-        (folder / "run.json").write_text(json.dumps(run | {"adapter_sha256": sha256}))
+    reseal(folder)
 
 
 def updates(folder: Path) -> dict[str, np.ndarray]:
@@ -205,8 +189,12 @@ def test_run_json_tells_who_is_in_it_and_a_soup_of_a_soup_is_possible() -> None:
         ({"quantization": "nf4"}, "its quantization is 'nf4', that of checkpoints/a 'none'"),
         ({"score_by": "text"}, "its score_by is 'text'"),
         ({"template": {"system": "", "user": "{}"}}, "its template is"),
-        ({"settings": {"context_when": "all"}}, "its context_when is 'all', that of checkpoints/a 'none'"),
+        ({"settings": {"rank": 4, "context_when": "all"}}, "its context_when is 'all', that of checkpoints/a 'none'"),
         ({"max_tokens": 512}, "its max_tokens is 512, that of checkpoints/a 2048"),
+        (
+            {"base_identity": {"config.json": "0" * 64}},
+            r"checkpoints/a: was trained on another .* than checkpoints/b \\(.*config.json differs",
+        ),
         ({"scale": 1.5}, "scales differ: 1 in checkpoints/a, 1.5 in checkpoints/b; name the soup's with --scale S"),
     ],
 )
@@ -251,12 +239,26 @@ def test_other_modules_and_other_tensors_are_refused() -> None:
         soup.main([str(a), str(b), "--run", "mean"])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    a, b = make_run("a"), make_run("b", seed=1)
+    tensors = load_file(b / "adapter/adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    tensors[name][3, 1] = value
+    change_adapter(b, tensors)
+    with pytest.raises(InputError, match=f"checkpoints/b: {name} is not finite; its training broke down"):
+        soup.main([str(a), str(b), "--run", "mean"])
+    with pytest.raises(InputError, match=f"checkpoints/b/adapter: {name} is not finite; the training broke down"):
+        logits(b / "adapter")
+
+
 def test_bad_usage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     a, b = str(make_run("a")), str(make_run("b", seed=1))
     for argv, message in [
         ([a, "--run", "mean"], "1 run: a soup needs at least two"),
         ([a, b, "--run", "mean", "--weights", "1"], "--weights: 1 weights for 2 runs"),
-        ([a, b, "--run", "a/b"], "--run 'a/b': expected a name without slashes"),
+        ([a, b, "--run", "a/b"], "--run 'a/b': expected a plain name"),
+        ([a, b, "--run", "", "--overwrite"], "--run '': expected a name"),
         ([a, b, "--run", "b", "--overwrite"], "--run b: is one of the runs to average"),
         ([a, "checkpoints/none", "--run", "mean"], "checkpoints/none: no such folder"),
     ]:
@@ -265,7 +267,7 @@ def test_bad_usage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     (Path(b) / "run.json").unlink()
     with pytest.raises(InputError, match=r"no run.json; the run is not finished"):
         soup.main([a, b, "--run", "mean"])
-    for flags in (["--weights", "1", "0"], ["--scale", "nan"], ["--rank", "0"]):
+    for flags in (["--weights", "1", "0"], ["--scale", "nan"], ["--scale", "1e9"], ["--rank", "0"]):
         with pytest.raises(SystemExit):
             soup.main([a, b, "--run", "mean", *flags])
     assert "0 is not a number above 0" in capsys.readouterr().err
@@ -288,11 +290,47 @@ def test_an_existing_run_is_replaced_only_when_asked_and_only_by_a_whole_one(mon
             with pytest.raises(InputError, match="No space left on device"):
                 soup.main([a, b, "--run", name, "--weights", "2", "1", "--overwrite"])
     assert adapter.read_bytes() == before
-    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["a", "b", "mean"]
+    assert runs() == ["a", "b", "mean"]
+    (adapter.parent.parent / "notes.md").write_text("mine")
+    with pytest.raises(InputError, match="checkpoints/mean: holds 'notes.md', which is not of a run"):
+        soup.main([a, b, "--run", "mean", "--overwrite"])
+    (adapter.parent.parent / "notes.md").unlink()
+    with claim_run("mean"), pytest.raises(InputError, match="checkpoints/mean: another process is at work on this run"):
+        soup.main([a, b, "--run", "mean", "--overwrite"])
+    assert adapter.read_bytes() == before
     soup.main([a, b, "--run", "mean", "--weights", "2", "1", "--overwrite"])
     assert adapter.read_bytes() != before
-    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["a", "b", "mean"]
+    assert runs() == ["a", "b", "mean"]
     assert {path.name for path in Path("checkpoints/mean").iterdir()} == {"adapter", "run.json"}
+
+
+def runs() -> list[str]:
+    """All that lies in checkpoints/, but for locks."""
+    return sorted(path.name for path in Path("checkpoints").iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("place", ["ksat.soup.write_run", "ksat.run_folders.RunFolder._take_place"])
+def test_a_soup_that_was_killed_is_made_anew_and_the_old_one_is_there_until_then(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    a, b = str(make_run("a")), str(make_run("b", seed=1))
+    soup.main([a, b, "--run", "mean"])
+    before = read_run(Path("checkpoints/mean"))
+    flags = [a, b, "--run", "mean", "--weights", "2", "1", "--overwrite"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, kill)
+        with pytest.raises(KilledError):
+            soup.main(flags)
+    assert read_run(Path("checkpoints/mean")) == before
+    soup.main(flags)
+    assert read_run(Path("checkpoints/mean")).settings["soup"][0]["weight"] == pytest.approx(2 / 3)
+    assert runs() == ["a", "b", "mean"]
 
 
 def test_members_that_were_never_trained_give_no_update() -> None:

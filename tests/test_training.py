@@ -1,6 +1,7 @@
 """The trainer: the loss by hand, steps of exactly so many questions, and what is trained is what is scored."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ksat.errors import InputError
 from ksat.language_model import LanguageModel
 from ksat.models import LoadSettings, load
 from ksat.packing import Pack, build_pack
-from ksat.scoring import choice_probs, score_questions
+from ksat.scoring import _finite_scores, choice_probs, score_questions
 from ksat.training import ChoiceTrainer, TrainSettings, check_logger, choice_losses, last_checkpoint, train
 
 
@@ -188,6 +189,31 @@ def test_a_score_that_is_not_finite_names_its_question_and_stops(
         match=rf"question '{questions[2].id}': the model's score is not finite at step 0 .first in the head.; lower --lr",
     ):
         run(load_base(base_folder(), rank=4), questions, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        ("float16", "use --dtype bfloat16 or float32, or another base"),
+        ("bfloat16", "use --dtype float32, or another base"),
+        ("float32", "use another base"),
+    ],
+)
+def test_advice_fits_the_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, remedy: str) -> None:
+    """float32 is no remedy for a run that computes in it."""
+    questions = encode(make_questions(2), "label")
+    model = load_base(base_folder(), rank=4)
+    trainer = ChoiceTrainer(model, questions, make_settings(), tmp_path)
+    model.dtype = dtype
+    scores = torch.full((1, 4), torch.nan)
+    pack = build_pack(questions, [0])
+    for check in (
+        lambda: trainer._require_finite(pack, scores),
+        lambda: _finite_scores(model, questions, pack, scores.numpy()),
+    ):
+        with pytest.raises(InputError, match="not finite") as raised:
+            check()
+        assert re.search(rf"(; |; lower --lr, or ){re.escape(remedy)}$", str(raised.value))
 
 
 def test_out_of_memory_says_which_flags_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import csv
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would ask the hub fa
 
 import torch
 
+from ksat.files import csv_writer, write_atomic
 from ksat.orders import ChoiceOrders
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.questions import Question
@@ -84,6 +86,12 @@ def write_questions(path: Path, questions: Iterable[Question], *, labelled: bool
             answer = row.answer if labelled else ""
             problems = {"question": row.question, "choices": list(row.choices), "answer": answer}
             writer.writerow([row.id, row.passage, repr(problems), row.question_plus])
+    return path
+
+
+def write_labels(path: Path, ids: Sequence[str], answers: Iterable[int]) -> Path:
+    """Writes `id,answer`, a submission or gold answers, and returns its path."""
+    write_atomic(path, csv_writer(("id", "answer"), [(i, int(answer)) for i, answer in zip(ids, answers, strict=True)]))
     return path
 
 
@@ -224,3 +232,47 @@ def encode_orders(questions: Sequence[Question], num_orders: int) -> list[Any]:
     return [
         order for question in questions for order in encoder.encode_orders(question, ChoiceOrders("cyclic", num_orders))
     ]
+
+
+def make_run(
+    folder: Path,
+    *,
+    base: Path | None = None,
+    rank: int = 4,
+    alpha: float = 8.0,
+    rslora: bool = True,
+    seed: int = 0,
+    **fields: Any,
+) -> Path:
+    """A finished run, whose adapter has random A and B, without the minutes of a training.
+
+    Args:
+        folder: where to.
+        base: its base (default: base_folder()).
+        rank: of the adapter, as alpha and rslora.
+        seed: of the adapter.
+        fields: of run.json that are to be other ones.
+    """
+    from ksat.devices import Device
+    from ksat.files import file_sha256
+    from ksat.identity import identify_base
+    from ksat.models import LoadSettings, LoraSettings, load
+    from ksat.runs import Run, write_run
+
+    base = base or base_folder()
+    settings = LoadSettings(str(base), "transformers", Device("cpu", "test", (0, 0), 0.0), "float32", False, 2048)
+    model = load(settings, lora=LoraSettings(rank, alpha, 0.0, rslora), seed=seed).model
+    torch.manual_seed(100 + seed)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.05)
+    model.save_pretrained(folder / "adapter")
+    run = Run(
+        base=str(base), base_identity=identify_base(str(base)), score_by="label", template=DEFAULT_TEMPLATES["label"].to_dict(),
+        max_tokens=2048, scale=1.0, quantization="none", adapter_sha256=file_sha256(folder / "adapter/adapter_model.safetensors"),
+        adapter_config_sha256=file_sha256(folder / "adapter/adapter_config.json"), settings={"rank": rank},
+        data=[{"file": "data/train.csv", "sha256": "1" * 64}], versions={},
+    )  # fmt: skip
+    write_run(folder, replace(run, **fields))
+    return folder

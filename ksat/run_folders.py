@@ -1,0 +1,249 @@
+"""Folders of runs: who may write one, where it is built, how it takes its place, and what a kill leaves is put in order.
+
+checkpoints/<run>        a finished run (it holds run.json), or one in the making where none was before
+checkpoints/.<run>.new   a run in the making while another one has the place; complete, it takes the place
+checkpoints/.<run>.old   the other one then, on its way out
+
+One rule: the run in the making is .<run>.new if that is there, else <run>. --resume goes on with it, --overwrite starts it
+anew, and whatever has the place keeps it until the new run is complete.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ksat.errors import InputError
+from ksat.files import LockedError, file_sha256, lock, read_json, remove_leftovers, require_name, write_json
+from ksat.sealed import read_sealed
+
+CHECKPOINTS = Path("checkpoints")
+# All that our runs hold; what holds anything else is not ours to delete.
+_OURS = re.compile(
+    r"run\.json|settings\.json|adapter|metrics\.json|validation\.probs\.csv|log\.jsonl|folds\.csv"
+    r"|trainer|progress\.json|epoch-\d+|\..*\.tmp"
+)
+_ONLY_WHILE_TRAINING = ("trainer", "progress.json", "epoch-*")
+SEAL = "complete"  # in a sealed folder: the SHA-256 of each other file
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's place, and what lies beside it.
+
+    Attributes:
+        place: checkpoints/<run>.
+    """
+
+    place: Path
+
+    @property
+    def new(self) -> Path:
+        """Where a run is built while another one has the place."""
+        return self.place.with_name(f".{self.place.name}.new")
+
+    @property
+    def old(self) -> Path:
+        """Where the run that is replaced goes."""
+        return self.place.with_name(f".{self.place.name}.old")
+
+    @property
+    def making(self) -> Path:
+        """The run in the making, or the finished one if there is none."""
+        return self.new if (self.new / "settings.json").exists() else self.place
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether something has the place; an empty folder has not."""
+        return self.place.is_file() or (self.place.exists() and any(self.place.iterdir()))
+
+    def settle(self) -> None:
+        """Does all that is left to do once a run is complete, or that a kill has left: call it with the run's lock held.
+
+        A complete run that was built beside takes its place, the one that it replaces is deleted, and what only training
+        needs goes. It may be killed anywhere, and goes on when it is called again.
+
+        Raises:
+            InputError: what would be deleted is no run, or the disk refuses.
+        """
+        try:
+            if (self.new / "run.json").exists():
+                self._take_place()
+            elif self.new.exists() and not (self.new / "settings.json").exists():
+                remove_run(self.new)  # cut off before its first step
+            if self.old.exists() and self.place.exists():
+                remove_run(self.old)
+            elif self.old.exists():
+                self.old.replace(self.place)
+            if (self.place / "run.json").exists():
+                _remove_training_files(self.place)
+            for folder in (self.place, self.new):
+                remove_leftovers(folder)
+        except OSError as error:
+            raise InputError(
+                f"{self.place}: can't be replaced ({error.strerror or error}); mend it, the new run waits in {self.new}"
+            ) from error
+
+    def _take_place(self) -> None:
+        if self.place.exists():
+            if self.old.exists():
+                remove_run(self.old)
+            require_run(self.place)
+            self.place.replace(self.old)
+        self.new.replace(self.place)
+
+
+@contextlib.contextmanager
+def claim_run(name: str, *, flag: str = "--run") -> Iterator[RunFolder]:
+    """Locks a run's name, and puts in order what a kill has left there.
+
+    Raises:
+        InputError: no name for a folder, or another process is at work on the run.
+    """
+    run = RunFolder(CHECKPOINTS / require_name(flag, name))
+    with lock(run.place, "run"):
+        run.settle()
+        yield run
+
+
+@contextlib.contextmanager
+def claim_fresh_run(stem: str) -> Iterator[RunFolder]:
+    """Locks the first of the names stem, stem-2, stem-3, ... that nobody has and nobody is at work on."""
+    with contextlib.ExitStack() as held:
+        for name in (stem, *(f"{stem}-{i}" for i in range(2, 1000))):
+            try:
+                run = held.enter_context(claim_run(name))
+            except LockedError:
+                continue
+            if not run.is_taken and not run.new.exists():
+                yield run
+                return
+            held.close()
+        raise InputError(f"--run: {CHECKPOINTS / stem} and 998 more of this name exist; name the run")
+
+
+def settle_run(place: Path) -> None:
+    """Puts in order what a kill has left of a run, if there is something and nobody is at work on it.
+
+    Raises:
+        InputError: see RunFolder.settle.
+    """
+    run = RunFolder(place)
+    if any(path.exists() for path in (run.place, run.new, run.old)):
+        with contextlib.suppress(LockedError), lock(place, "run"):
+            run.settle()
+
+
+def require_replaceable(place: Path) -> None:
+    """Sees to it that a run of other settings can be trained in the place of this one.
+
+    The finished or interrupted run stays until then; one in the making beside it is dropped, since it would be gone on with.
+
+    Raises:
+        InputError: what has the place is no run, or another process is at work on it.
+    """
+    with lock(place, "run"):
+        run = RunFolder(place)
+        run.settle()
+        if run.is_taken:
+            require_run(place)
+        if run.new.exists():
+            remove_run(run.new)
+
+
+def next_step(place: Path, *, replaced: bool) -> str | None:
+    """The flag with which train.py goes on with a run, None if it is finished: "--resume" or "--overwrite".
+
+    Args:
+        place: checkpoints/<run>.
+        replaced: whether what has the place is to be replaced.
+
+    Raises:
+        InputError: see RunFolder.settle.
+    """
+    run = RunFolder(place)
+    settle_run(place)
+    if (place / "run.json").exists() and not replaced:
+        return None
+    if replaced and run.making == place:
+        return "--overwrite"
+    try:
+        read_sealed(run.making / "settings.json", None, "start it anew")
+    except InputError:  # cut off before its first step, or damaged
+        return "--overwrite"
+    return "--resume"
+
+
+def require_run(folder: Path) -> None:
+    """Raises InputError unless all in the folder is ours, and it is a run, or empty."""
+    _require_ours(folder)
+    marks = [folder / name for name in ("run.json", "settings.json") if (folder / name).exists()]
+    if any(folder.iterdir()) and not any(map(_is_our_mark, marks)):
+        raise InputError(f"{folder}: is no run of ours, and is not replaced; move it away, or choose another --run")
+
+
+def _require_ours(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder of a run, and is not replaced; move it away, or choose another --run")
+    if others := sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)):
+        raise InputError(
+            f"{folder}: holds {others[0]!r}, which is not of a run, and is not replaced; move it away, or choose another --run"
+        )
+
+
+def _is_our_mark(path: Path) -> bool:
+    """Whether run.json or settings.json is one of ours; a damaged one counts."""
+    try:
+        return "base" in read_json(path)
+    except InputError:
+        return True
+
+
+def remove_run(folder: Path) -> None:
+    """Deletes a run or what is left of one.
+
+    Raises:
+        InputError: something in it is not ours; then all of it stays.
+    """
+    _require_ours(folder)
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
+
+
+def _remove_training_files(folder: Path) -> None:
+    """Removes what only --resume needs."""
+    for pattern in _ONLY_WHILE_TRAINING:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def seal(folder: Path) -> None:
+    """Marks a folder as complete: the mark holds each file's hash, and is written last."""
+    write_json(folder / SEAL, _hashes(folder))
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder was written to its end."""
+    return (folder / SEAL).exists()
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a sealed folder that is not as it was when it was sealed, None if all are."""
+    try:
+        sealed = read_json(folder / SEAL)
+    except InputError:
+        return SEAL
+    found = _hashes(folder)
+    return next((name for name in sorted({*sealed, *found}) if sealed.get(name) != found.get(name)), None)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(files)}

@@ -1,0 +1,119 @@
+"""The journal of an interrupted inference: it goes on with the same settings, and takes nothing else for scores."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ksat.errors import InputError
+from ksat.journal import Journal
+
+SETTINGS: dict[str, Any] = {"base": "b", "scale": 1.0, "template": {"user": "{question}"}, "tuple": (1, 2)}
+SCORES = {f"q{i}": [i / 7, -1e-300, 3.0] for i in range(9)}
+
+
+def write_journal(path: Path, *, part: int = 0) -> Journal:
+    journal = Journal(path, SETTINGS, pack_tokens=300, part=part)
+    for key, scores in SCORES.items():
+        journal.add({key: scores})
+    return journal
+
+
+def test_the_same_settings_go_on_with_the_same_numbers_and_budget(tmp_path: Path) -> None:
+    write_journal(tmp_path / "j")
+    journal = Journal(tmp_path / "j", SETTINGS, pack_tokens=999)
+    assert journal.scores == SCORES
+    assert journal.pack_tokens == 300
+    journal.add({"new": [0.5]})
+    assert Journal(tmp_path / "j", SETTINGS, pack_tokens=1, part=3).scores == {**SCORES, "new": [0.5]}
+    Journal.remove(tmp_path / "j")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["base", "scale", "template", "tuple", "another"])
+def test_other_settings_neither_go_on_nor_drop_what_was_scored(tmp_path: Path, name: str) -> None:
+    journal = write_journal(tmp_path / "j")
+    before = journal.path.read_bytes()
+    other = {**SETTINGS, name: "x"}
+    with pytest.raises(InputError, match=f"an inference with another {name} was interrupted there; .*--overwrite"):
+        Journal(tmp_path / "j", other, pack_tokens=300)
+    assert journal.path.read_bytes() == before
+    assert Journal(tmp_path / "j", other, pack_tokens=7, overwrite=True).scores == {}
+    assert Journal(tmp_path / "j", other, pack_tokens=8).pack_tokens == 7
+
+
+def test_an_empty_journal_of_other_settings_is_in_nobodys_way(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", SETTINGS, pack_tokens=300)
+    assert Journal(tmp_path / "j", {**SETTINGS, "scale": 2.0}, pack_tokens=300).scores == {}
+
+
+def test_a_line_that_a_kill_cut_is_scored_again_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_journal(tmp_path / "j").path.read_bytes()
+    last = len(whole.splitlines(keepends=True)[-1])
+    for end in (1, 2, last - 1, last, last + 1):
+        (tmp_path / "j.0").write_bytes(whole[:-end])
+        found = Journal(tmp_path / "j", SETTINGS, pack_tokens=1).scores
+        assert found == dict(list(SCORES.items())[: 8 if end <= last else 7])
+    (tmp_path / "j.0").write_bytes(whole[:10])
+    assert Journal(tmp_path / "j", SETTINGS, pack_tokens=1).scores == {}
+    assert capsys.readouterr().err == ""
+
+
+def test_whatever_is_garbled_no_other_score_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes changed, taken out, put in, lines swapped or put together: each score that is read is one that was written."""
+    whole = write_journal(tmp_path / "j").path.read_bytes()
+    generator = random.Random(0)
+    num_lost = 0
+    for _ in range(300):
+        garbled = bytearray(whole)
+        for _ in range(generator.randint(1, 3)):
+            at = generator.randrange(len(garbled))
+            how = generator.randrange(4)
+            if how == 0:
+                garbled[at] = generator.choice(b'0123456789.-, \n[]{}"q\xff\x00')
+            elif how == 1:
+                del garbled[at : at + generator.randint(1, 40)]
+            elif how == 2:
+                garbled[at:at] = garbled[: generator.randint(1, 60)]
+            else:
+                garbled[at:at] = b"\n"
+        (tmp_path / "j.0").write_bytes(garbled)
+        found = Journal(tmp_path / "j", SETTINGS, pack_tokens=300)
+        assert found.scores.items() <= SCORES.items()
+        assert found.pack_tokens == 300
+        num_lost += len(found.scores) < len(SCORES)
+        Journal.remove(tmp_path / "j")
+    assert num_lost > 150
+    told = capsys.readouterr().err
+    assert "lines are garbled; their questions are scored again" in told
+    assert "j.0 is garbled: it is set aside as j.0.garbled, and its questions are scored again" in told
+
+
+def test_a_garbled_first_line_sets_the_file_aside(tmp_path: Path) -> None:
+    journal = write_journal(tmp_path / "j")
+    garbled = b"x" + journal.path.read_bytes()
+    journal.path.write_bytes(garbled)
+    assert Journal(tmp_path / "j", SETTINGS, pack_tokens=300).scores == {}
+    assert (tmp_path / "j.0.garbled").read_bytes() == garbled
+    Journal.remove(tmp_path / "j")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_of_another_journal_are_not_taken(tmp_path: Path) -> None:
+    """The hash of a line holds the settings: a line that was copied from an inference with another base counts nothing."""
+    write_journal(tmp_path / "j")
+    other = Journal(tmp_path / "other", {**SETTINGS, "base": "c"}, pack_tokens=300)
+    other.add({"q0": [9.0, 9.0, 9.0]})
+    with (tmp_path / "j.0").open("a") as file:
+        file.write(other.path.read_text().splitlines(keepends=True)[1])
+    assert Journal(tmp_path / "j", SETTINGS, pack_tokens=300).scores == SCORES
+
+
+def test_every_line_says_what_it_is(tmp_path: Path) -> None:
+    first, *lines = write_journal(tmp_path / "j").path.read_text().splitlines()
+    assert json.loads(first[17:]) == {"settings": {**SETTINGS, "tuple": [1, 2]}, "pack_tokens": 300}
+    assert [json.loads(line[17:]) for line in lines] == [{key: scores} for key, scores in SCORES.items()]
