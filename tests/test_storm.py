@@ -48,9 +48,6 @@ def test_a_case_follows_from_its_seed() -> None:
     ("error", "fault"),
     [
         (InputError("data/x.csv: no such file; check the path"), ""),
-        (InputError("a\nb"), "a message with"),
-        (InputError("a\ud800"), "a message with"),
-        (InputError("a" * 1001), "a message of 1001 characters"),
         (KeyError("answer"), "KeyError"),
         (fuzz.TooSlow(), "TooSlow"),
     ],
@@ -60,9 +57,15 @@ def test_an_input_is_refused_by_one_readable_line_or_it_is_a_fault(error: BaseEx
     assert bool(fuzz.error_fault(error)) == bool(fault)
 
 
-def test_a_usage_error_is_two_lines_at_most() -> None:
-    assert not fuzz.exit_fault(2, "usage: train.py\nerror: no such flag\n")
-    assert fuzz.exit_fault(2, "usage:\n  a\n  b\nerror\n")
+def test_a_line_that_is_no_readable_one_is_a_fault() -> None:
+    assert not fuzz.message_fault("error: a" + "b" * 992)
+    for text in ("a\nb", "a\ud800", "a\x1b[31m", "a\u2028b", "a" * 1001):
+        assert fuzz.message_fault(text)
+
+
+def test_a_usage_error_is_one_line() -> None:
+    assert not fuzz.exit_fault(2, "error: no such flag; see python train.py --help\n")
+    assert fuzz.exit_fault(2, "usage: train.py\nerror: no such flag\n")
     assert fuzz.exit_fault(1, "error\n")
 
 

@@ -260,7 +260,14 @@ def _end_fork(job: Callable[[], int]) -> None:
 class _ForkedPopen:
     """What ksat.children needs of subprocess.Popen: a script of ours as a fork, its output in a pipe."""
 
-    def __init__(self, arguments: Sequence[str], *, preexec_fn: Callable[[], None] | None = None, **_: Any) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        env: dict[str, str] | None = None,
+        preexec_fn: Callable[[], None] | None = None,
+        **_: Any,
+    ) -> None:
         read, write = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -269,6 +276,7 @@ class _ForkedPopen:
             os.close(read)
             os.dup2(write, 1)
             os.dup2(write, 2)
+            os.environ |= env or {}
             if preexec_fn is not None:
                 preexec_fn()
             _end_fork(lambda: run_main(Command(Path(arguments[1]).name, tuple(arguments[2:]))))

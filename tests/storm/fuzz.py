@@ -137,10 +137,10 @@ def check(door: Door, seed: int, desk: Desk) -> str:
 
 def error_fault(error: BaseException) -> str:
     """ "" for an InputError whose message is fit to be read; else what was raised, and where in our code."""
-    from ksat.errors import InputError
+    from ksat.errors import InputError, error_line
 
     if isinstance(error, InputError):
-        return message_fault(str(error))
+        return message_fault(error_line(str(error)))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/storm/" not in frame.filename]
     ours = [frame for frame in frames if "site-packages" not in frame.filename and "/lib/python" not in frame.filename]
     place = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else "?"
@@ -157,13 +157,13 @@ def message_fault(text: str) -> str:
 
 
 def exit_fault(code: Any, printed: str) -> str:
-    """What is wrong with how argparse said no: exit code 2, and a line (with the usage in another at most)."""
+    """What is wrong with how argparse said no: exit code 2, and one line."""
     lines = [line for line in printed.splitlines() if line.strip()]
     if code != 2:
         return f"exit code {code!r}"
-    if len(lines) > 2:
-        return f"a usage error of {len(lines)} lines: {lines[-1][:120]!r}"
-    return message_fault(lines[-1]) if lines else "a usage error without a word"
+    if len(lines) != 1:
+        return f"a usage error of {len(lines)} lines: {printed[-120:]!r}"
+    return message_fault(lines[0])
 
 
 @contextmanager

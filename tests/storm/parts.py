@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from . import damage, forks, fuzz, kills
+from . import damaged, forks, fuzz, kills
 from .world import World, make_world
 
 Case = Callable[[int], str]
@@ -50,8 +50,8 @@ def all_parts() -> list[Part]:
         Part(door.name, door.share, min(300, door.share // 20), lambda world, door=door: _fuzz_case(door, world))  # type: ignore[misc]
         for door in fuzz.DOORS
     ]
-    parts.append(Part("damage-checkpoints", damage.NUM_CHECKPOINTS, 10, damage.prepare_checkpoints))
-    parts.append(Part("damage-journals", damage.NUM_JOURNALS, 10, damage.prepare_journals))
+    parts.append(Part("damage-checkpoints", damaged.NUM_CHECKPOINTS, 10, damaged.prepare_checkpoints))
+    parts.append(Part("damage-journals", damaged.NUM_JOURNALS, 10, damaged.prepare_journals))
     for name, (number, _) in kills.CAMPAIGNS.items():
         parts.append(Part(name, number, 3, lambda world, name=name: kills.prepare_campaign(name, world)))  # type: ignore[misc]
     return parts + [Part(name, number, 2, prepare) for name, (number, prepare) in kills.PAIRS.items()]

@@ -1,47 +1,28 @@
 """Damaged checkpoints and journals: refused by one line, or the same scores to the last bit; never other scores."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from damage import BASE_FILES, RUN_FILES, damage_file
+
 from . import odd
 from .forks import Kill, run
 from .kills import Scenario, expect
-from .world import BASE, OTHER_BASE, World, differences, output_fault, snapshot
+from .world import BASE, World, differences, output_fault, snapshot
 
 NUM_CHECKPOINTS, NUM_JOURNALS = 1000, 200
 RUN = "checkpoints/first"
-# The base's weights are known by their size: whether a bit of them is another one is not promised.
-FILES = (
-    f"{RUN}/run.json", f"{RUN}/run.json", f"{RUN}/adapter/adapter_config.json", f"{RUN}/adapter/adapter_config.json", f"{RUN}/adapter/adapter_model.safetensors",
-    f"{BASE}/config.json", f"{BASE}/tokenizer.json", f"{BASE}/tokenizer_config.json", f"{BASE}/generation_config.json", f"{BASE}/model.safetensors",
-    f"{BASE}/chat_template.jinja",
-)  # fmt: skip
 
 
 def damage(rng: Random, folder: Path) -> str:
-    """Damages one file of a checkpoint; says which and how."""
-    name = rng.choice([name for name in FILES if (folder / name).exists()])
-    path = folder / name
-    ways = ["bytes", "bytes", "cut", "gone", "empty", "another's"] + (["values"] * 6 if path.suffix == ".json" else [])
-    way = rng.choice(["cut", "gone", "empty"] if name.endswith("model.safetensors") and BASE in name else ways)
-    data = path.read_bytes()
-    if way == "bytes":
-        path.write_bytes(odd.mutate_bytes(rng, data))
-    elif way == "cut":
-        path.write_bytes(data[: rng.randrange(len(data))])
-    elif way == "gone":
-        path.unlink()
-    elif way == "empty":
-        path.write_bytes(b"")
-    elif way == "another's":
-        other = folder / name.replace(RUN, "checkpoints/second").replace(BASE, OTHER_BASE)
-        shutil.copyfile(other, path)
-    else:
-        path.write_bytes(odd.to_json(rng, odd.mutate_json(rng, json.loads(data))))
-    return f"{name}, {way}"
+    """Damages one file of the run or, every third time, of its base; says which and how."""
+    names = (
+        [f"{BASE}/{name}" for name in BASE_FILES] if rng.random() < 0.33 else [f"{RUN}/{name}" for name in RUN_FILES]
+    )
+    path = folder / rng.choice([name for name in names if (folder / name).exists()])
+    return f"{path.relative_to(folder)}: {damage_file(path, rng).partition(': ')[2]}"
 
 
 def prepare_checkpoints(world: World) -> Callable[[int], str]:
@@ -63,7 +44,8 @@ def prepare_checkpoints(world: World) -> Callable[[int], str]:
                 for name in ("submissions/x.probs.csv", "submissions/x.csv")
                 if found.get(name) != expected.new[name]
             ]
-            fault = "other scores, exit 0" if other else ""
+            named = BASE in what and "warning: --base" in ended.output  # another base is named, not refused
+            fault = "other scores, exit 0, and no word of it" if other and not named else ""
         elif not fault and (wrong := differences(found, before)):
             fault = f"refused, but {wrong[0]}"
         shutil.rmtree(folder)
