@@ -218,13 +218,20 @@ def _table_of_questions(*, flat: bool) -> list[list[str]]:
     return rows
 
 
-def _bend_a_literal(rng: Random, rows: list[list[str]], *, flat: bool) -> None:
-    """Another question, choices or answer in a cell that is a Python literal still."""
+def _is_visible(text: str) -> bool:
+    return any(unicodedata.category(c)[0] not in "CZ" for c in text)
+
+
+def _bend_a_literal(rng: Random, rows: list[list[str]], *, flat: bool) -> bool:
+    """Puts another question, choices or answer into a cell that is a Python literal still; returns whether a key is doubled."""
     row, at = rng.choice(rows[1:]), 3 if flat else 2
     value = odd.mutate_json(rng, ast.literal_eval(row[at]))
     row[at] = repr(value)
-    if rng.random() < 0.2 and isinstance(value, dict):  # a doubled key
-        row[at] = f"{row[at][:-1]}, {rng.choice(('choices', 'answer', 'question'))!r}: {odd.odd_value(rng, '1')!r}}}"
+    keys = [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
+    is_doubled = bool(keys) and rng.random() < 0.2
+    if is_doubled:
+        row[at] = f"{row[at][:-1]}, {rng.choice(keys)!r}: {odd.odd_value(rng, '1')!r}}}"
+    return is_doubled
 
 
 def _probs_table(rng: Random) -> list[list[str]]:
@@ -248,10 +255,14 @@ def _mutated_csv(rng: Random, rows: list[list[str]]) -> bytes:
 
 def _raw_ids(path: Path) -> list[str]:
     """The ids of a CSV as the csv module sees them."""
+    return _raw_column(path, "id")
+
+
+def _raw_column(path: Path, name: str) -> list[str]:
     csv.field_size_limit(2**31)
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
     rows = [row for row in rows if len(row) > 1 or "".join(row).strip()]
-    at = [name.strip() for name in rows[0]].index("id")
+    at = [each.strip() for each in rows[0]].index(name)
     return [row[at].strip() for row in rows[1:]]
 
 
@@ -264,11 +275,13 @@ def questions(rng: Random, desk: Desk, *, flat: bool = False) -> None:
     from ksat.retrieve import write_contexts
 
     rows = _table_of_questions(flat=flat)
-    if rng.random() < 0.4:
-        _bend_a_literal(rng, rows, flat=flat)
-    path = desk.put("q.csv", odd.to_csv(rng, rows) if rng.random() < 0.3 else _mutated_csv(rng, rows))
+    is_doubled = rng.random() < 0.4 and _bend_a_literal(rng, rows, flat=flat)
+    path = desk.put("q.csv", odd.to_csv(rng, rows) if is_doubled or rng.random() < 0.3 else _mutated_csv(rng, rows))
     found = read_questions(path, labelled=rng.random() < 0.3)
     require([q.id for q in found] == _raw_ids(path), "the ids are not those of the file, in its order")
+    require(not is_doubled, "a key that stands there twice is taken")
+    require(all(len(set(q.choices)) == q.num_choices for q in found), "two choices are the same")
+    require(all(_is_visible(choice) for q in found for choice in q.choices), "a choice without a character to be seen")
     require(all(q.answer is None or 1 <= q.answer <= q.num_choices for q in found), "an answer out of range")
     plain = [replace(q, source="", context="") for q in found]
     again = read_questions(tiny.write_questions(Path("input/again.csv"), plain))
@@ -336,6 +349,9 @@ def labels(rng: Random, desk: Desk) -> None:
     found = (read_labels if rng.random() < 0.5 else read_answers)(path)
     require(list(found) == _raw_ids(path), "the ids are not those of the file, in its order")
     require(set(found.values()) <= {1, 2, 3, 4, 5}, "an answer out of range")
+    if len(rows[0]) == 2:
+        cells = _raw_column(path, "answer")
+        require(all(cell.strip() in set("12345") for cell in cells), f"cells {cells} are not all plain digits")
     read_member(path, {q.id: q.num_choices for q in _questions()})
 
 
