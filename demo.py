@@ -36,8 +36,8 @@ STEPS = [
     ["train.py", "--run", "demo-nf4", "--quantization", "nf4", "--seed", "1", *TRAINING],
     ["inference.py", *CONTROL, "--prompt", "prompts/choices-only.txt", "--out", "demo-choices-only"],
     ["inference.py", *CONTROL, "--out", "demo-untuned"],
-    ["inference.py", "--ckpt", "checkpoints/demo-fp32", *SCORING],
-    ["inference.py", "--ckpt", "checkpoints/demo-nf4", *SCORING],
+    ["inference.py", "--ckpt", "checkpoints/demo-fp32", *SCORING, "--out", "demo-fp32"],
+    ["inference.py", "--ckpt", "checkpoints/demo-nf4", *SCORING, "--out", "demo-nf4"],
     [
         "ensemble.py",
         "submissions/demo-fp32.probs.csv",

@@ -227,7 +227,6 @@ def _default_name(args: argparse.Namespace, test: Path) -> str:
         args.debias,
         args.limit and f"first-{args.limit}",
         args.dtype != "auto" and args.dtype,
-        args.engine != "auto" and args.engine,
         args.test and test.stem,
     ]
     return re.sub(r"[^\w.-]+", "-", "-".join([model, *(str(part) for part in asked if part)]))

@@ -730,7 +730,7 @@ def test_disk_full_while_inference_writes(
         run_inference("--ckpt", "checkpoints/full", "--out", str(tmp_path / "x"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ksat.predictions.os.fsync", no_space)
+        patch.setattr("os.fsync", no_space)
         assert exit_code(main) == EXIT_BAD_INPUT
     assert "can't be written (No space left on device)" in capsys.readouterr().err
     assert not list(tmp_path.glob("x*csv"))
@@ -752,5 +752,7 @@ def test_disk_full_while_training_then_resumed(here: Path, capsys: pytest.Captur
     assert code == EXIT_BAD_INPUT
     assert len(errors) == 1
     assert "can't be written" in errors[0]
-    run_train("--run", run, "--epochs", "3", *(["--resume"] if Path("checkpoints", run).exists() else []))
+    run_train(
+        "--run", run, "--epochs", "3", *(["--resume"] if Path("checkpoints", run, "settings.json").exists() else [])
+    )
     assert_unbroken(run)

@@ -155,7 +155,7 @@ def test_a_run_twice_is_the_run_at_its_rank_and_inference_takes_it() -> None:
     test = write_questions(Path("test.csv"), make_questions(4))
     soup.main([str(folder), str(folder), "--run", "twice", "--rank", "4"])
     for run in ("one", "twice"):
-        inference.main(["--ckpt", f"checkpoints/{run}", "--test", str(test), "--device", "cpu"])
+        inference.main(["--ckpt", f"checkpoints/{run}", "--test", str(test), "--device", "cpu", "--out", run])
     one, twice = (read_probs(Path(f"submissions/{run}.probs.csv")) for run in ("one", "twice"))
     for row_id, probs in one.items():
         np.testing.assert_allclose(twice[row_id], probs, atol=1e-5)
