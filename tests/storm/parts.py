@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from . import damaged, forks, fuzz, kills
@@ -25,13 +25,13 @@ class Part:
         name: as --only takes it.
         number: of cases in full.
         gate: of cases in the gate.
-        prepare: returns what runs a case by its number and says what went wrong, "" for nothing.
+        prepare: called with the numbers of the cases; returns what runs a case by its number and says what went wrong, "" for nothing.
     """
 
     name: str
     number: int
     gate: int
-    prepare: Callable[[World], Case]
+    prepare: Callable[[World, Sequence[int]], Case]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +46,20 @@ class Result:
 
 def all_parts() -> list[Part]:
     """The parts, quick ones first."""
-    parts = [
-        Part(door.name, door.share, min(300, door.share // 20), lambda world, door=door: _fuzz_case(door, world))  # type: ignore[misc]
-        for door in fuzz.DOORS
+    parts = [Part(door.name, door.share, min(300, door.share // 20), partial(_fuzz, door)) for door in fuzz.DOORS]
+    parts.append(
+        Part("damage-checkpoints", damaged.NUM_CHECKPOINTS, 10, lambda world, _: damaged.prepare_checkpoints(world))
+    )
+    parts.append(Part("damage-journals", damaged.NUM_JOURNALS, 10, lambda world, _: damaged.prepare_journals(world)))
+    for name, campaign in kills.CAMPAIGNS.items():
+        parts.append(Part(name, campaign.number, campaign.gate, partial(kills.prepare_campaign, name)))
+    return parts + [
+        Part(name, number, gate, lambda world, _, prepare=prepare: prepare(world))
+        for name, (number, gate, prepare) in kills.PAIRS.items()
     ]
-    parts.append(Part("damage-checkpoints", damaged.NUM_CHECKPOINTS, 10, damaged.prepare_checkpoints))
-    parts.append(Part("damage-journals", damaged.NUM_JOURNALS, 10, damaged.prepare_journals))
-    for name, (number, _) in kills.CAMPAIGNS.items():
-        parts.append(Part(name, number, 3, lambda world, name=name: kills.prepare_campaign(name, world)))  # type: ignore[misc]
-    return parts + [Part(name, number, 2, prepare) for name, (number, prepare) in kills.PAIRS.items()]
 
 
-def _fuzz_case(door: fuzz.Door, world: World) -> Case:
+def _fuzz(door: fuzz.Door, world: World, _: Sequence[int]) -> Case:
     @cache
     def desk(process: int) -> fuzz.Desk:
         """Each worker's own, made with its first input."""
@@ -70,7 +72,7 @@ def _fuzz_case(door: fuzz.Door, world: World) -> Case:
 def run_part(part: Part, world: World, cases: Sequence[int], num_workers: int) -> Result:
     """Runs these cases of a part in workers."""
     started = time.monotonic()
-    case = part.prepare(world)
+    case = part.prepare(world, cases)
     told = forks.in_workers(cases, case, num_workers, world.scratch)
     return Result(
         part.name, len(cases), time.monotonic() - started, {n: fault for n, fault in sorted(told.items()) if fault}
