@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -163,7 +163,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path, place: str) -> Iterator[BinaryIO]:
+def _open(path: Path, place: str) -> Iterator[io.BufferedReader]:
     """A file's bytes; that it can't be read becomes a line."""
     if "\0" in str(path):
         raise InputError(f"{place}: has a NUL in its name; check the path")
