@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup dev demo test mutants lint
+.PHONY: setup dev demo test mutants storm lint
 setup: .venv/.setup
 dev: .venv/.dev
 
@@ -38,3 +38,7 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ksat *.py
+
+# Fuzzed inputs, damaged files, kills; docs/testing.md tells how long it takes. Not in the gate, which runs a small part of it.
+storm: dev
+	$(BIN)/python tests/storm

@@ -199,9 +199,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
     args = build_parser().parse_args(argv)
-    _check_fold_flags(args)
     if args.run is not None:
         require_name("--run", args.run)
+    _check_fold_flags(args)
     if args.data_report:
         _report_data(args, _training_files(args, {})[0])
         return
@@ -235,12 +235,12 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     if run is None and processes.is_main():
         run = held.enter_context(claim_fresh_run(_default_name(settings)))
         folder = run.place
-    folder = processes.agree(folder)
+    built: Path = processes.agree(folder)
     _announce(settings, device, train_rows, valid_rows)
-    validation = _train(folder, settings, args, device, train_rows, valid_rows, folds)
+    validation = _train(built, settings, args, device, train_rows, valid_rows, folds)
     if run is not None:
         validation.warn_if_control_is_better()
-        _finish(folder, settings, validation)
+        _finish(built, settings, validation)
         run.settle()
         print(
             f"wrote {run.place}: adapter of epoch {validation.best_epoch}; score with: python inference.py --ckpt {run.place}"

@@ -63,7 +63,8 @@ def read_corpus(path: Path) -> Iterator[Article]:
             f"--corpus {path}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8"
         ) from error
     except OSError as error:
-        raise InputError(f"--corpus {path}: can't be read ({error.strerror or error}); copy it again") from error
+        remedy = "check the path and its rights" if error.errno else "copy or download it again"  # bz2's have no number
+        raise InputError(f"--corpus {path}: can't be read ({error.strerror or error}); {remedy}") from error
     if not found:
         expected = "a MediaWiki dump with articles" if is_dump else 'JSON lines such as {"title": "…", "text": "…"}'
         raise InputError(f"--corpus {path}: no text in it; expected {expected}")

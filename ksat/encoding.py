@@ -192,7 +192,7 @@ class Encoder:
         if low < 0:
             raise InputError(
                 f"question {orders[0].id!r}: more than --max-tokens {self.max_tokens} even without its passage; raise "
-                "--max-tokens"
+                "--max-tokens (a trained run's is fixed), or shorten the question"
             )
         return low
 

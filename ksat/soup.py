@@ -103,7 +103,8 @@ def write_soup(place: RunFolder, soup: Soup, run: Run, config: dict[str, Any]) -
         hashes = {"adapter_sha256": file_sha256(adapter), "adapter_config_sha256": file_sha256(config_path)}
         write_run(place.new, replace(run, **hashes))
     except InputError:
-        remove_run(place.new)
+        if place.new.exists():
+            remove_run(place.new)
         raise
     place.settle()
 

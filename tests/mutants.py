@@ -61,8 +61,7 @@ def configuration(room: str) -> str:
     tests = [f"tests/test_{name}.py" for name in TESTS[room] if (ROOT / "tests" / f"test_{name}.py").exists()]
     flags = ["-m", "not slow and not gpu", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     flags += [f"--deselect={test}" for test in LEFT_OUT]
-    scripts = (path.name for path in ROOT.iterdir() if path.suffix in (".py", ".md"))
-    copied = [*sorted(scripts), "data", "docs", "prompts"]
+    copied = [*sorted(path.name for path in ROOT.iterdir() if path.suffix in (".py", ".md")), "data", "docs", "prompts"]
     return f"""
 [tool.mutmut]
 source_paths = ["ksat"]

@@ -31,10 +31,10 @@ BROKEN = {
     "memory by format": ("{{ '%10000000000d' % (messages | length) }}", r"(takes more than 1 GiB|fails \()"),
     "memory by doubling": (
         "{% set x = namespace(y='aaaaaaaa') %}{% for i in range(60) %}{% set x.y = x.y ~ x.y %}{% endfor %}",
-        r"takes more than 1 GiB of memory",
+        r"takes more than (1 GiB|1 seconds)",
     ),
     "power": ("{% set n = messages | length %}{{ (n + 9) ** (10 ** 9) }}", r"takes more than (1 seconds|1 GiB)"),
-    "power of constants": ("{{ 9 ** 9 ** 9 ** 9 }}", r"takes more than (1 seconds|1 GiB)"),
+    "power of constants": ("{{ 9 ** (9 ** 9) }}", r"takes more than (1 seconds|1 GiB)"),
     "loops": (LOOPS.replace("INSIDE", ""), "takes more than 1 seconds"),
     "loops that write": (LOOPS.replace("INSIDE", "{{ 'x' * 9999 }}"), r"takes more than (1 seconds|1 GiB)"),
     "length": ("{{ 'a' * 10**6 }}", r"writes 1,000,000 characters"),

@@ -117,7 +117,7 @@ BAD = {
     "empty.xml": (b"", "cut, or not XML"),
     "none.xml": (b"<mediawiki></mediawiki>", "no text in it; expected a MediaWiki dump"),
     "cut.xml.bz2": (bz2.compress(DUMP.encode())[:-20], "ends in the middle of its bz2 stream"),
-    "plain.xml.bz2": (DUMP.encode(), "can't be read"),
+    "plain.xml.bz2": (DUMP.encode(), r"can't be read \(Invalid data stream\); copy or download it again"),
     "deep.jsonl": (b"[" * 100_000, r"line 1 is not JSON \(nested too deeply\)"),
     "digits.jsonl": (b'{"text": "a", "id": ' + b"9" * 5000 + b"}", r"line 1 is not JSON \(Exceeds the limit"),
     "euc.xml": (
@@ -129,7 +129,7 @@ BAD = {
         r"declares an encoding that can't be read \(unknown encoding: klingon\)",
     ),
     "wrong.xml": ("<?xml version='1.0' encoding='utf-8'?><a>가</a>".encode("cp949"), "cut, or not XML"),
-    "n" * 300: (None, r"can't be read \(File name too long\)"),
+    "n" * 300: (None, r"can't be read \(File name too long\); check the path and its rights"),
 }
 
 

@@ -98,8 +98,8 @@ def test_what_is_no_flag_is_one_line_with_the_way_to_the_usage(
         retrieve: ["--corpus", "a", "--questions", "b", "--out", "c"],
         soup: ["a", "--run", "b"],
     }
-    line = refused(script, [*needed.get(script, []), "--nothing\n\x1b[31merror: x" + "y" * 5000], capsys)
-    assert line.startswith("error: unrecognized arguments: --nothing\\n\\x1b[31merror: x")
+    line = refused(script, [*needed.get(script, []), "--nothing\n\x1b[31merror:x" + "y" * 5000], capsys)
+    assert line.startswith("error: unrecognized arguments: --nothing\\n\\x1b[31merror:x")
     name = f"-m ksat.{script.__name__.rpartition('.')[2]}" if script in (retrieve, soup) else ""
     assert line.endswith(f"python {name} --help" if name else "--help")
 

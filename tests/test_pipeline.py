@@ -752,5 +752,7 @@ def test_disk_full_while_training_then_resumed(here: Path, capsys: pytest.Captur
     assert code == EXIT_BAD_INPUT
     assert len(errors) == 1
     assert "can't be written" in errors[0]
-    run_train("--run", run, "--epochs", "3", *(["--resume"] if Path("checkpoints", run).exists() else []))
+    run_train(
+        "--run", run, "--epochs", "3", *(["--resume"] if Path("checkpoints", run, "settings.json").exists() else [])
+    )
     assert_unbroken(run)

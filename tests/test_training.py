@@ -17,6 +17,7 @@ from ksat.errors import InputError
 from ksat.language_model import LanguageModel
 from ksat.models import LoadSettings, load
 from ksat.packing import Pack, build_pack
+from ksat.run_folders import seal
 from ksat.scoring import _finite_scores, choice_probs, score_questions
 from ksat.training import ChoiceTrainer, TrainSettings, check_logger, choice_losses, last_checkpoint, train
 
@@ -160,7 +161,7 @@ def test_mistake_6_the_last_checkpoint_goes_by_number_and_has_its_mark(tmp_path:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if is_complete:
-            (folder / "complete").write_text("")
+            seal(folder)
     found = last_checkpoint(tmp_path)
     assert found is not None
     assert found.name == "checkpoint-1002"
