@@ -124,7 +124,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         prompt = ("--score-by", "text", "--prompt", "prompt.txt", "--max-tokens", str(MAX_TOKENS))
         loss = ("--epochs", "6", "--patience", str(PATIENCE), "--valid-fraction", "0.25", "--warmup", "0.5")
         run_train("exact", *prompt, *loss)
-        inference.main([*CPU, "--ckpt", "checkpoints/exact", "--test", "data/test.csv"])
+        inference.main([*CPU, "--ckpt", "checkpoints/exact", "--test", "data/test.csv", "--out", "exact"])
     return Trained(folder, encoded, adapters)
 
 
