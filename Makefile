@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup dev demo test lint storm
+.PHONY: setup dev demo test mutants storm lint
 setup: .venv/.setup
 dev: .venv/.dev
 
@@ -28,6 +28,11 @@ demo: setup
 test: dev
 	$(BIN)/python tests/fetch_tokenizers.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" --durations=10
+
+# Hours; not a part of the gate. One room: make mutants ROOMS=metrics
+mutants: dev
+	$(PIP) -r requirements/mutants.txt
+	$(BIN)/python tests/mutants.py $(ROOMS)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -163,7 +163,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path, place: str) -> Iterator[BinaryIO]:
+def _open(path: Path, place: str) -> Iterator[io.BufferedReader]:
     """A file's bytes; that it can't be read becomes a line."""
     if "\0" in str(path):
         raise InputError(f"{place}: has a NUL in its name; check the path")
@@ -215,7 +215,7 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         InputError: its folder can't be written.
     """
     held = path.with_name(f".{path.name}.lock")
-    own = FileLock(held, timeout=wait)
+    own, is_new = FileLock(held, timeout=wait), not held.parent.exists()
     try:
         held.parent.mkdir(parents=True, exist_ok=True)
         own.acquire()
@@ -232,6 +232,8 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         try:
             with contextlib.suppress(OSError):
                 held.unlink()
+                if is_new:  # made for the lock, and nothing was written
+                    held.parent.rmdir()
         finally:
             own.release()
 

@@ -79,27 +79,27 @@ def score_questions(
     by_key = {key: list(scores) for key, scores in (done or {}).items()}
     waiting = processes.share(plan_packs(questions, pack_tokens, layout=model.layout))
     mine = [questions[row].key in by_key for rows in waiting for row in rows]
-    bar = progress_bar(progress, len(mine), sum(mine))
-    while waiting:
-        rows = waiting.pop(0)
-        # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
-        if all(questions[row].key in by_key for row in rows):
-            continue
-        pack = build_pack(questions, rows, layout=model.layout)
-        try:
-            with torch.no_grad():  # not inference_mode: what a model caches here would fail in a later backward pass
-                scores = model.choice_scores(pack).double().cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            waiting = _halved(questions, rows, waiting, error)
-            torch.cuda.empty_cache()
-            continue
-        fresh = _finite_scores(model, questions, pack, scores)
-        num_new = sum(key not in by_key for key in fresh)
-        by_key.update(fresh)
-        on_scored(fresh)
-        bar.set_postfix({"memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False)
-        bar.update(num_new)
-    bar.close()
+    with progress_bar(progress, len(mine), sum(mine)) as bar:  # closed before an error's line
+        while waiting:
+            rows = waiting.pop(0)
+            # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
+            if all(questions[row].key in by_key for row in rows):
+                continue
+            pack = build_pack(questions, rows, layout=model.layout)
+            try:
+                # not inference_mode: what a model caches here would fail in a later backward pass
+                with torch.no_grad():
+                    scores = model.choice_scores(pack).double().cpu().numpy()
+            except torch.OutOfMemoryError as error:
+                waiting = _halved(questions, rows, waiting, error)
+                torch.cuda.empty_cache()
+                continue
+            fresh = _finite_scores(model, questions, pack, scores)
+            num_new = sum(key not in by_key for key in fresh)
+            by_key.update(fresh)
+            on_scored(fresh)
+            bar.set_postfix({"memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False)
+            bar.update(num_new)
     by_key = processes.join(by_key)
     table = np.full((len(questions), MAX_CHOICES), np.nan)
     for n, question in enumerate(questions):

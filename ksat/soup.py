@@ -100,8 +100,8 @@ def write_soup(place: RunFolder, soup: Soup, run: Run, config: dict[str, Any]) -
         write_atomic(adapter, save)
         config_path = adapter.with_name(CONFIG_FILE)
         write_json(config_path, config | plain | {"base_model_name_or_path": run.base})
-        hashes = {"adapter_sha256": file_sha256(adapter), "adapter_config_sha256": file_sha256(config_path)}
-        write_run(place.new, replace(run, **hashes))
+        complete = replace(run, adapter_sha256=file_sha256(adapter), adapter_config_sha256=file_sha256(config_path))
+        write_run(place.new, complete)
     except InputError:
         if place.new.exists():
             remove_run(place.new)

@@ -1,6 +1,7 @@
 """The trainer: TRL's SFTTrainer owns the loop, resume and logging; one optimizer step sees exactly --questions-per-step
 questions, split into as few packs as the token budget allows. Import it after models.import_engine."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -323,12 +324,15 @@ class RunCallback(TrainerCallback):
         self.settings, self.num_questions, self.log_path = settings, num_questions, log_path
         self.after_epoch, self.memory = after_epoch, memory
         self.last_save = time.monotonic()
+        self.open_bar = contextlib.ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         per_epoch = -(-self.num_questions // self.settings.questions_per_step)
         epochs_done, steps = divmod(state.global_step, per_epoch)
         done = epochs_done * self.num_questions + steps * self.settings.questions_per_step
-        self.bar = progress_bar("training", self.settings.epochs * self.num_questions, done)
+        self.bar = self.open_bar.enter_context(
+            progress_bar("training", self.settings.epochs * self.num_questions, done)
+        )
         self.per_epoch, self.last_save = per_epoch, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -360,9 +364,6 @@ class RunCallback(TrainerCallback):
         if processes.is_main():
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.last_save = time.monotonic()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -455,12 +456,14 @@ def train(
             f"the trainer was patched to another precision than {model.dtype}; what is trained would not be scored"
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunCallback(settings, len(trainer.groups), folder / "log.jsonl", after_epoch, trainer.memory))
+    callback = RunCallback(settings, len(trainer.groups), folder / "log.jsonl", after_epoch, trainer.memory)
+    trainer.add_callback(callback)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", file=sys.stderr)
     try:
         trainer.calibrate()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with callback.open_bar:  # closed before an error's line
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"out of memory with the largest pack of --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower "

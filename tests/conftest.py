@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "ksat", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
 )
+settings.register_profile("mutants", settings.get_profile("ksat"), max_examples=20, derandomize=True)
 settings.load_profile("ksat")
 
 

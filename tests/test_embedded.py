@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import transformers
 
 from ksat import embedded
 from ksat.embedded import EMBEDDED, embedded_path
@@ -80,9 +79,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     monkeypatch.undo()
     monkeypatch.setenv("KSAT_CACHE", str(cache))
     monkeypatch.setattr(embedded, "_join", lambda model, target: target.parent.mkdir() or target)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **how: model)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **how: model)
     tokenizer = SimpleNamespace(save_pretrained=save)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **how: tokenizer)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **how: tokenizer)
     with pytest.raises(InputError, match=r"the embedded model can't be stored \(Exception: No space left .*KSAT_CACHE"):
         embedded_path("embedded-small")
     assert names(cache) == set()

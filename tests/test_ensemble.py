@@ -157,8 +157,8 @@ def test_metrics_with_passages_from_the_test_or_single_rows(folder: Path, capsys
         ("a.probs.csv labels.csv --out x", "labels.csv: labels only, which do not tell the number of choices"),
         ("a.probs.csv --out x --answers b.probs.csv", "b.probs.csv: a probability file; its 'answer' is a prediction"),
         ("a.probs.csv --out x --answers test.csv", "test.csv: 4 of the rows have no answer"),
-        ("a.probs.csv --out ./a --overwrite", "--out './a' would replace the input a.probs.csv"),
-        ("a.probs.csv --out ./gold --overwrite --answers gold.csv", "--out './gold' would replace the input gold.csv"),
+        ("a.probs.csv --out ./a --overwrite", "--out: a.probs.csv is the input a.probs.csv itself"),
+        ("a.probs.csv --out ./gold --overwrite --answers gold.csv", "--out: gold.csv is the input gold.csv itself"),
         (
             "--check labels.csv",
             "data/test.csv: no such file, and no data/sample_test.csv either; name the file with --test",

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -51,7 +50,7 @@ def test_a_folder_is_known_by_its_files(base: Path) -> None:
 def test_a_hub_s_base_is_known_by_its_revision_without_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert identify_base("some/base") == {}  # not loaded yet
     assert identify_base("no name!") == {}
     for commit in ("a" * 40, "b" * 40):
@@ -91,7 +90,7 @@ def test_scores_of_another_base_are_not_gone_on_with(base: Path, monkeypatch: py
 
 
 def test_a_run_on_another_base_is_named(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_run(Path("checkpoints/r"), base=Path("base"))
+    make_run(Path("checkpoints/r"), on=Path("base"))
     command = [*CPU, "--ckpt", "checkpoints/r", "--test", "test.csv", "--overwrite"]
     inference.main(command)
     assert "warning" not in capsys.readouterr().err

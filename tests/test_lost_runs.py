@@ -73,9 +73,6 @@ def garble(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
     "optimizer": (["trainer/checkpoint-4/optimizer.pt"], garble, "checkpoint-4: optimizer.pt is damaged"),
-    "optimizer gone": (["trainer/checkpoint-4/optimizer.pt"], Path.unlink, "checkpoint-4: optimizer.pt is damaged"),
-    "adapter": (["trainer/checkpoint-4/adapter_model.safetensors"], garble, "adapter_model.safetensors is damaged"),
-    "rng": (["trainer/checkpoint-4/rng_state.pth"], cut, "rng_state.pth is damaged"),
     "scheduler, and the save before": (
         ["trainer/checkpoint-4/scheduler.pt", "trainer/checkpoint-3/trainer_state.json"], cut,
         "checkpoint-3: trainer_state.json is damaged",

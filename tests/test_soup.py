@@ -193,7 +193,7 @@ def test_run_json_tells_who_is_in_it_and_a_soup_of_a_soup_is_possible() -> None:
         ({"max_tokens": 512}, "its max_tokens is 512, that of checkpoints/a 2048"),
         (
             {"base_identity": {"config.json": "0" * 64}},
-            r"checkpoints/a: was trained on another .* than checkpoints/b \\(.*config.json differs",
+            r"checkpoints/a: was trained on another .* than checkpoints/b \(.*config.json differs",
         ),
         ({"scale": 1.5}, "scales differ: 1 in checkpoints/a, 1.5 in checkpoints/b; name the soup's with --scale S"),
     ],

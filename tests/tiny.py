@@ -237,7 +237,7 @@ def encode_orders(questions: Sequence[Question], num_orders: int) -> list[Any]:
 def make_run(
     folder: Path,
     *,
-    base: Path | None = None,
+    on: Path | None = None,
     rank: int = 4,
     alpha: float = 8.0,
     rslora: bool = True,
@@ -248,7 +248,7 @@ def make_run(
 
     Args:
         folder: where to.
-        base: its base (default: base_folder()).
+        on: the base (default: base_folder()).
         rank: of the adapter, as alpha and rslora.
         seed: of the adapter.
         fields: of run.json that are to be other ones.
@@ -259,7 +259,7 @@ def make_run(
     from ksat.models import LoadSettings, LoraSettings, load
     from ksat.runs import Run, write_run
 
-    base = base or base_folder()
+    base = on or base_folder()
     settings = LoadSettings(str(base), "transformers", Device("cpu", "test", (0, 0), 0.0), "float32", False, 2048)
     model = load(settings, lora=LoraSettings(rank, alpha, 0.0, rslora), seed=seed).model
     torch.manual_seed(100 + seed)
