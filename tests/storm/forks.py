@@ -200,6 +200,7 @@ class Process:
             _, status = os.waitpid(self.pid, 0)
         seconds = time.monotonic() - self.started
         text = self.output.read_bytes().decode("utf-8", "replace")
+        self.output.unlink()
         hung = not pid and self.kill.seconds is None
         changes = int.from_bytes(self.counter[:8], "little")
         return Ended(

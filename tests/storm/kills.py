@@ -74,7 +74,6 @@ def kill_case(scenario: Scenario, expected: Expected, world: World, name: str, n
     if not fault:
         fault = _recover(scenario, expected, folder)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.with_name(f"{folder.name}.output").unlink(missing_ok=True)
     return f"{scenario.name}: {fault}" if fault else ""
 
 
@@ -304,10 +303,7 @@ def _at_once(commands: list[Command], folder: Path, kills: list[Kill] | None = N
     processes = [
         Process(command, folder, output, kill) for command, output, kill in zip(commands, outputs, given, strict=True)
     ]
-    ended = [process.wait() for process in processes]
-    for output in outputs:
-        output.unlink(missing_ok=True)
-    return ended
+    return [process.wait() for process in processes]
 
 
 def prepare_pairs_of(
