@@ -215,7 +215,7 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         InputError: its folder can't be written.
     """
     held = path.with_name(f".{path.name}.lock")
-    own, is_new = FileLock(held, timeout=wait), not held.parent.exists()
+    own, made = FileLock(held, timeout=wait), [folder for folder in held.parents if not folder.exists()]
     try:
         held.parent.mkdir(parents=True, exist_ok=True)
         own.acquire()
@@ -232,8 +232,8 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         try:
             with contextlib.suppress(OSError):
                 held.unlink()
-                if is_new:  # made for the lock, and nothing was written
-                    held.parent.rmdir()
+                for folder in made:  # for the lock; refuses where something was written
+                    folder.rmdir()
         finally:
             own.release()
 

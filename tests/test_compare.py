@@ -104,7 +104,7 @@ def test_labels_with_questions_say_the_same_and_nothing_is_written(
             "poor-oof.probs.csv: a probability file",
         ),
         ("good-oof.probs.csv --answers gold.csv --pick-two", "--pick-two: two are picked among at least two files"),
-        ("good-oof.probs.csv --answers gold.csv --out a/b", "--out 'a/b': expected a name"),
+        ("good-oof.probs.csv --answers gold.csv --out a/b", "--out 'a/b': expected a plain name"),
         ("good-oof.probs.csv --answers gold.csv --out=", "--out '': expected a name"),
         ("good-oof.probs.csv linked.probs.csv --answers gold.csv", "linked.probs.csv is named twice"),
         (
