@@ -99,6 +99,7 @@ def test_what_is_lost_right_after_a_kill_is_seen() -> None:
     assert "neither" in look_after_kill(scenario, expected, {**old, "notes.txt": "x"})
     assert "whole" in look_after_kill(scenario, expected, {**old, "checkpoints/r/adapter": "new"})
     assert "whole" in look_after_kill(scenario, expected, {"notes.txt": "n"})
+    assert not look_after_kill(scenario, expected, {**new, "checkpoints/r/progress.json": "not yet removed"})
     plain = replace(scenario, whole=())
     assert not look_after_kill(plain, expected, {**old, "checkpoints/r/adapter": "new"})
 
