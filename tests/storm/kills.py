@@ -135,7 +135,9 @@ def look_after_kill(scenario: Scenario, expected: Expected, found: Mapping[str, 
         ):
             return f"neither old nor new after the kill: {name}"
     for folder in scenario.whole:
-        states = [[item for item in each.items() if _within(item[0], (folder,))] for each in (expected.old, expected.new)]
+        states = [
+            [item for item in each.items() if _within(item[0], (folder,))] for each in (expected.old, expected.new)
+        ]
         if not any(all(found.get(name) == entry for name, entry in state) for state in states):
             return f"neither the old nor the new {folder} is whole after the kill"
     return ""
