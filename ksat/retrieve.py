@@ -20,7 +20,7 @@ import numpy as np
 from ksat.bm25 import Index
 from ksat.corpus import cut_passages, read_corpus
 from ksat.errors import InputError, exit_code
-from ksat.files import claim_outputs, csv_writer
+from ksat.files import claim_outputs, csv_writer, require_no_input
 from ksat.flags import ArgumentParser, file_path, positive
 from ksat.kinds import find_kind
 from ksat.questions import Question, read_csv_rows, read_questions
@@ -170,9 +170,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Fills the column and prints how many rows got what."""
     args = build_parser().parse_args(argv)
+    inputs = [args.corpus, args.questions]
+    require_no_input(args.out, inputs, "--out")
     if args.out.is_file() and args.overwrite and "context" not in read_csv_rows(args.out)[0]:
         raise InputError(f"--out {args.out}: has no column 'context', so it is none of ours; take another name")
-    inputs = [args.corpus, args.questions]
     with claim_outputs([args.out], inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
         questions, contexts = _find_contexts(args)
         outputs.write([context_writer(args.questions, [context.text for context in contexts])])

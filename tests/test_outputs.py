@@ -66,7 +66,7 @@ def test_no_script_writes_over_what_it_reads(here: Path, case: str) -> None:
     flags = [str(base_folder()) if flag == "TINY" else "./a" if flag == "a" else flag for flag in flags]
     flags = ["./hard" if flag == "hard" else flag for flag in flags]
     before = snapshot(here)
-    with pytest.raises(InputError, match=r"is the input .* itself; choose another --out|none of ours"):
+    with pytest.raises(InputError, match=r"is the input .* itself; choose another --out"):
         script.main([*flags, "--overwrite"])  # type: ignore[attr-defined]
     assert snapshot(here) == before
 
