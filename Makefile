@@ -27,7 +27,7 @@ demo: setup
 
 test: dev
 	$(BIN)/python tests/fetch_tokenizers.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" --durations=10
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" -rs --durations=10
 
 # Hours; not a part of the gate. One room: make mutants ROOMS=metrics
 mutants: dev

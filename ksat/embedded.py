@@ -4,11 +4,14 @@ The packages hold GGUF files, which transformers can load but neither save nor f
 its full sha256, dequantised once to fp32 safetensors, and kept in a user cache with a tokenizer.
 """
 
+import contextlib
+import functools
 import importlib.util
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,19 +143,37 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    language_model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with _read_once():
+        language_model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        if language_model.config.model_type == "gemma3_text":
+            tokenizer = _gemma_tokenizer(gguf)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # With these two the weights count as quantised, and save_pretrained refuses.
     del language_model.config.quantization_config
     language_model.hf_quantizer = None  # type: ignore[assignment]
-    if language_model.config.model_type == "gemma3_text":
-        tokenizer = _gemma_tokenizer(gguf)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     try:
         language_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except Exception as error:  # of a full disk safetensors makes an error of its own, and tokenizers a plain Exception
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Memoises what transformers asks of gguf, most of a conversion's time: it reads a file four times, and names the tensors of
+    the whole model anew for each module."""
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    originals = {name: getattr(gguf, name) for name in names}
+    try:
+        for name, original in originals.items():
+            setattr(gguf, name, functools.cache(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 def _gemma_tokenizer(gguf: Path) -> Any:
@@ -161,7 +182,7 @@ def _gemma_tokenizer(gguf: Path) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(gguf).fields
+    fields = GGUFReader(str(gguf)).fields
     tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
     kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
     normal, control, user_defined = 1, 3, 4

@@ -25,7 +25,7 @@ import engines  # noqa: E402
 import measure  # noqa: E402
 import score_speed  # noqa: E402
 
-ALONE = "unsloth-best" if importlib.util.find_spec("unsloth") else "hf-bs1"  # in a process of its own, as all on a GPU
+ALONE = "hf-bs1"  # in a process of its own, as all on a GPU; what Unsloth compiles takes minutes there, test_unsloth.py has it
 SIDES = {
     "train_speed": "hf-bs4,ours",
     "score_speed": "hf-bs8,ours,orders-1,orders-5-shared,orders-5-apart",

@@ -19,6 +19,7 @@ from ksat.calibration import (
     tempered,
 )
 from ksat.errors import InputError
+from ksat.files import write_atomic
 from ksat.metrics import row_log_losses
 from ksat.predictions import FloatArray, IntArray, count_choices
 
@@ -146,7 +147,9 @@ def test_the_picture_is_a_png_or_nothing(tmp_path: Path) -> None:
         assert (picture.format, picture.size) == ("PNG", (900, 1050))
     assert [file.name for file in tmp_path.iterdir()] == ["reliability.png"]
     with pytest.raises(InputError, match="can't be written"):
-        draw_reliability(path / "below.png", [("before", found.before)], title="a file where a folder should be")
+        write_atomic(
+            path / "below.png", lambda beside: draw_reliability(beside, [], title="a file where a folder is due")
+        )
 
 
 @pytest.mark.parametrize(("rows", "num_bins"), [(0, 10), (5, 10), (6, 0)])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children_here import run_children_here
 from tiny import base_folder, make_questions, write_questions
 
 import inference
@@ -39,6 +40,7 @@ def command(*flags: str) -> list[str]:
 def test_all_folds_give_every_row_a_probability_of_a_run_that_did_not_see_it(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_children_here(monkeypatch)
     train.main(command("--folds", "3", "--all", "--run", "cv"))
     out = capsys.readouterr().out
     assert "| out of fold " in out
@@ -152,7 +154,10 @@ def test_out_of_fold_files_of_something_else_are_kept(here: Path, monkeypatch: p
     plan.oof.write_text("mine")
     with pytest.raises(InputError, match="submissions/cv-oof.probs.csv exists already"):
         crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=False)
+    with pytest.raises(InputError, match="without cv-oof.probs.json it is no output of ours"):
+        crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=True)
     assert (trained, plan.oof.read_text()) == ([], "mine")
+    plan.oof.unlink()
     crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=True)
     assert read_probs(plan.oof).ids == joined[0].ids
     crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=False)  # its own are written again

@@ -224,7 +224,8 @@ def test_the_middle_of_a_passage_is_cut_to_the_limit() -> None:
         assert encoded.num_cut_characters == 20 - len(passage.replace("\n(중략)\n", "").replace("(중략)\n", ""))
     with pytest.raises(
         InputError,
-        match=rf"^question 'q': more than --max-tokens {whole - 16} even without its passage; raise --max-tokens$",
+        match=rf"^question 'q': more than --max-tokens {whole - 16} even without its passage; raise --max-tokens "
+        r"\(a trained run's is fixed\), or shorten the question$",
     ):
         make_encoder(max_tokens=whole - 16).encode(question)
 

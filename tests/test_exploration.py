@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from children_here import run_children_here
 from PIL import Image
 from tiny import base_folder, make_questions, read_probs, write_questions
 
@@ -63,7 +64,10 @@ def test_candidates_are_named_and_filed() -> None:
             parse_candidates(text)
 
 
-def test_scores_are_those_of_inference_and_done_ones_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_are_those_of_inference_and_done_ones_are_kept(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_children_here(monkeypatch)
     command = ["--score", "valid.csv", "--bases", bases(), "--leaderboard", "board.csv", *CPU]
     explore.main(command)
     out = capsys.readouterr().out
@@ -122,7 +126,7 @@ def test_killed_in_the_middle_it_goes_on(here: Path) -> None:
         [sys.executable, str(ROOT / "explore.py"), *command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     second = Path("explorations/long") / f".{Candidate(str(base_folder())).slug}.probs.csv.partial.0"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1200
     while not (second.exists() and len(second.read_text().splitlines()) > 5):
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -147,7 +151,8 @@ def test_killed_in_the_middle_it_goes_on(here: Path) -> None:
     assert found.read_bytes() == Path("out/long.probs.csv").read_bytes()
 
 
-def test_each_base_is_trained_first(here: Path) -> None:
+def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_children_here(monkeypatch)
     write_questions(Path("apart.csv"), make_questions(6, first=40))
     command = ["--score", "apart.csv", "--bases", str(base_folder()), "--finetune", "--train", "train.csv", *CPU]
     explore.main(command)
