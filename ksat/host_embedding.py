@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ksat.errors import InputError
+
 
 class HostEmbedding(torch.nn.Module):
     """Looks rows up on the CPU and sends them to the device of the ids.
@@ -26,16 +28,18 @@ class HostEmbedding(torch.nn.Module):
         return functional.embedding(ids.cpu(), self._rows).to(ids.device)
 
 
-def offload_embedding(model: Any) -> None:
-    """Puts a HostEmbedding in the place of a model's embedding.
+def offload_embedding(model: Any, base: str) -> None:
+    """Puts a HostEmbedding in the place of the embedding of a base's model.
 
     Raises:
-        ValueError: the embedding is the head as well, which computes on the GPU, or does more than look up rows.
+        InputError: the embedding is the head as well, which computes on the GPU, or does more than look up rows.
     """
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
     if head is not None and head.weight is embedding.weight:
-        raise ValueError("its embedding is its head as well, so --offload-embedding would free nothing; leave it out")
+        raise InputError(
+            f"--base {base}: its embedding is its head as well, so --offload-embedding would free nothing; leave it out"
+        )
     if type(embedding) is not torch.nn.Embedding:
-        raise ValueError(f"--offload-embedding knows no {type(embedding).__name__}; leave it out")
+        raise InputError(f"--base {base}: --offload-embedding knows no {type(embedding).__name__}; leave it out")
     model.set_input_embeddings(HostEmbedding(embedding.weight))

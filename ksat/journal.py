@@ -66,9 +66,10 @@ class Journal:
             return []
         if header["settings"] != self._settings:
             if not overwrite and lines:
+                name = _first_difference(header["settings"], self._settings)
                 raise InputError(
-                    f"{part}: an inference with another {_first_difference(header['settings'], self._settings)} was interrupted there; "
-                    "finish it with its own flags, choose another --out, or drop its scores with --overwrite"
+                    f"{part}: an inference with other settings ({name}) was interrupted there; finish it with its own flags, "
+                    "choose another --out, or drop its scores with --overwrite"
                 )
             return []
         self.pack_tokens = header["pack_tokens"]

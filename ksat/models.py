@@ -273,7 +273,7 @@ def load(
     with _clear_memory_errors(settings.base):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
         if settings.offload_embedding:
-            offload_embedding(model)
+            offload_embedding(model, settings.base)
         if lora is not None:
             model = _add_lora(model, lora, settings, seed)
         if adapter is not None:

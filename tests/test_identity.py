@@ -11,6 +11,7 @@ from tiny import base_folder, make_questions, make_run, write_questions
 
 import inference
 from ksat.embedded import EMBEDDED
+from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.identity import identify_base, identify_files, name_difference
 from ksat.journal import Journal
@@ -70,8 +71,8 @@ def test_an_embedded_base_is_known_by_its_bytes() -> None:
 
 
 def test_scores_of_another_base_are_not_gone_on_with(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def score(out: str) -> list[list[str]]:
-        inference.main([*CPU, "--base", "base", "--test", "test.csv", "--out", f"out/{out}"])
+    def score(out: str, *flags: str) -> list[list[str]]:
+        inference.main([*CPU, "--base", "base", "--test", "test.csv", "--out", f"out/{out}", *flags])
         return [line.split(",") for line in Path(f"out/{out}.probs.csv").read_text().splitlines()]
 
     kept = Journal.add
@@ -85,7 +86,9 @@ def test_scores_of_another_base_are_not_gone_on_with(base: Path, monkeypatch: py
         with pytest.raises(KeyboardInterrupt):
             score("cut")
     other_weights(base)
-    assert score("cut") == score("fresh")
+    with pytest.raises(InputError, match=r"with other settings \(base files\) was interrupted there; .*--overwrite"):
+        score("cut")
+    assert score("cut", "--overwrite") == score("fresh")
     assert read_json(Path("out/cut.probs.json"))["base_identity"] == identify_base("base")
 
 

@@ -37,7 +37,7 @@ def test_other_settings_neither_go_on_nor_drop_what_was_scored(tmp_path: Path, n
     journal = write_journal(tmp_path / "j")
     before = journal.path.read_bytes()
     other = {**SETTINGS, name: "x"}
-    with pytest.raises(InputError, match=f"an inference with another {name} was interrupted there; .*--overwrite"):
+    with pytest.raises(InputError, match=rf"with other settings \({name}\) was interrupted there; .*--overwrite"):
         Journal(tmp_path / "j", other, pack_tokens=300)
     assert journal.path.read_bytes() == before
     assert Journal(tmp_path / "j", other, pack_tokens=7, overwrite=True).scores == {}
