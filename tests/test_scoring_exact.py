@@ -119,7 +119,10 @@ def test_a_pack_that_is_done_is_left_out_and_one_that_is_half_done_is_scored_who
         def update(self, number: int) -> None:
             self.seen.append(number)
 
-        def close(self) -> None:
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *error: object) -> None:
             self.seen.append("closed")
 
     monkeypatch.setattr(scoring, "progress_bar", Bar)
