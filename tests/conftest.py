@@ -45,8 +45,8 @@ def tokenizer_folder() -> Callable[[str], Path]:
 
 # Whole scripts and processes: minutes each on a busy machine. Last, and among them those last whose loss would matter least.
 LAST = (
-    "lost_runs", "faults", "pipeline", "training", "engine", "soup", "cross_validation", "readme", "storm", "orders", "exploration", "processes", "unsloth",
-    "benchmarks",
+    "faults", "lost_runs", "cross_validation", "soup", "training", "exploration", "pipeline", "orders", "engine", "storm", "readme",
+    "processes", "unsloth", "benchmarks",
 )  # fmt: skip
 
 
