@@ -115,7 +115,7 @@ def test_another_base_in_the_same_folder_is_another_one(tmp_path: Path) -> None:
     assert exploration._files(str(tmp_path)) == before
     (tmp_path / "config.json").write_text("{ }")
     assert exploration._files(str(tmp_path)) != before
-    assert exploration._files("somebody/base") == []
+    assert exploration._files("somebody/base") == {}  # no folder here
 
 
 def test_killed_in_the_middle_it_goes_on(here: Path) -> None:
