@@ -23,10 +23,13 @@ class ScriptHere:
     def __init__(self, arguments: Sequence[str], *, env: dict[str, str], **how: Any) -> None:
         _, script, *flags = arguments
         output = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
+        ):
             patch.setenv("KSAT_CHILD", env["KSAT_CHILD"])
-            with contextlib.redirect_stderr(output):
-                self.code = exit_code(lambda: importlib.import_module(Path(script).stem).main(flags))
+            self.code = exit_code(lambda: importlib.import_module(Path(script).stem).main(flags))
         self.stdout = io.StringIO(output.getvalue())
 
     def wait(self) -> int:

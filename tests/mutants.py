@@ -74,16 +74,20 @@ use_git_change_detection = false
 """
 
 
-def copy_project(folder: Path, room: str) -> None:
-    """The project's files as they stand, with mutmut's configuration; those that did not change keep their time."""
+def project_files() -> list[str]:
+    """The names of the project's files as they stand, new ones too."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    names = [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
-    for name in names:
+    return [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def copy_project(folder: Path, room: str) -> None:
+    """The project's files, with mutmut's configuration; those that did not change keep their time."""
+    for name in project_files():
         content = (ROOT / name).read_bytes()
         if name == "pyproject.toml":
             content += configuration(room).encode()

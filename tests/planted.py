@@ -7,7 +7,6 @@ Every fault is planted into a copy of the project, and its tests run in a fork o
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,8 +17,7 @@ from pathlib import Path
 import peft  # noqa: F401
 import pytest
 import trl.trainer.sft_trainer  # noqa: F401
-
-ROOT = Path(__file__).resolve().parent.parent
+from mutants import ROOT, project_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +94,9 @@ FAULTS = (
 
 def plant(fault: Fault | None, tests: Sequence[str], folder: Path) -> tuple[int, str]:
     """pytest's exit code for these tests on a copy of the project with the fault in it, and what it printed."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for name in project_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     if fault is not None:
         text = (folder / fault.file).read_text(encoding="utf-8")
         if text.count(fault.right) != 1:

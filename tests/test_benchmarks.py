@@ -5,7 +5,6 @@ Where they are wrong about time, only a GPU can tell.
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import json
 import sys

@@ -148,7 +148,10 @@ def test_the_picture_is_a_png_or_nothing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["reliability.png"]
     with pytest.raises(InputError, match="can't be written"):
         write_atomic(
-            path / "below.png", lambda beside: draw_reliability(beside, [], title="a file where a folder is due")
+            path / "below.png",
+            lambda beside: draw_reliability(
+                beside, [("before", found.before)], title="a file where a folder should be"
+            ),
         )
 
 

@@ -111,7 +111,12 @@ def test_damaged_settings_are_refused_with_what_to_do(here: Path, capsys: pytest
     settings = run / "settings.json"
     settings.write_text(settings.read_text().replace('"lr": 0.01', '"lr": 0.02'))
     flags = [*CPU, "--run", run.name, "--resume"]
-    assert_refused(train, flags, "unset/settings.json: edited or damaged.*start it anew", capsys)
+    assert_refused(
+        train,
+        flags,
+        "unset/settings.json: edited or damaged, its content does not fit .*start it anew with --overwrite",
+        capsys,
+    )
 
 
 def nan_base(folder: Path) -> Path:
