@@ -2,18 +2,28 @@
 
 python tests/mutants.py [ROOM ...]       # all rooms if none is named; docs/testing.md holds the last run
 
-mutmut (requirements/mutants.txt) works in mutants/<room>, on a copy of the project and with that room's tests alone. What
-is there already is kept: only mutants of changed functions and those that survived are tried again. The survivors go to
+mutmut (requirements/mutants.txt) makes a room's mutants, on a copy of the project in mutants/<room>. The room's tests are
+collected once; each mutant is a fork of that process, in which the tests that call its function run, the quick ones first. What is
+there already is kept: only mutants of a room that changed and those that survived are tried again. The survivors go to
 mutants/survivors-<room>.txt, each as a diff.
 """
 
+import hashlib
 import json
+import math
 import os
-import shutil
+import resource
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "mutants"
@@ -28,49 +38,31 @@ TESTS = {
     "blending": ("blending", "blending_exact"),
     "fitting": ("fitting", "fitting_exact"),
     "runs": ("runs", "runs_exact"),
+    "run_folders": ("run_folders", "runs"),
+    "sealed": ("runs", "runs_exact", "validation"),
     "files": ("files", "files_exact", "runs", "errors"),
     "journal": ("journal",),
 }
-# Left out: statistics of hundreds of simulated sets take too long.
-LEFT_OUT = (
-    "tests/test_metrics.py::test_about_95_of_100_intervals_hold_the_truth",
-    "tests/test_fitting.py::test_exchangeable_members_gain_nothing_from_fitted_weights",
-)
-NOTICED = {1: "killed", 3: "killed", -24: "timeout", 24: "timeout", 36: "timeout", 152: "timeout", 255: "timeout"}
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How one room's mutants fared."""
-
-    room: str
-    killed: int
-    timeouts: int
-    survivors: tuple[str, ...]
-
-    @property
-    def share(self) -> float:
-        """0 to 1; a mutant that never ends is noticed as well."""
-        noticed = self.killed + self.timeouts
-        return noticed / (noticed + len(self.survivors))
+# Left out: statistics of hundreds of simulated sets, and snapshots of every known base's prompts, take too long.
+LEFT_OUT = {
+    "metrics": ("--deselect=tests/test_metrics.py::test_about_95_of_100_intervals_hold_the_truth",),
+    "fitting": ("--deselect=tests/test_fitting.py::test_exchangeable_members_gain_nothing_from_fitted_weights",),
+    "encoding": ("-k=not base",),
+}
+NUM_PROCESSES = int(os.environ.get("KSAT_MUTANT_PROCESSES", "2"))
+LONGEST = 900  # seconds by the clock
+MEMORY = 12 * 2**30
+NOTICED = ("killed", "timeout")
 
 
 def configuration(room: str) -> str:
     """What pyproject.toml says to mutmut."""
-    tests = [f"tests/test_{name}.py" for name in TESTS[room] if (ROOT / "tests" / f"test_{name}.py").exists()]
-    flags = ["-m", "not slow and not gpu", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
-    flags += [f"--deselect={test}" for test in LEFT_OUT]
     copied = [*sorted(path.name for path in ROOT.iterdir() if path.suffix in (".py", ".md")), "data", "docs", "prompts"]
     return f"""
 [tool.mutmut]
 source_paths = ["ksat"]
 only_mutate = ["ksat/{room}.py"]
 also_copy = {json.dumps(copied)}
-pytest_add_cli_args = {json.dumps(flags)}
-pytest_add_cli_args_test_selection = {json.dumps(tests)}
-timeout_multiplier = 5.0
-timeout_constant = 20.0
-use_git_change_detection = false
 """
 
 
@@ -85,8 +77,9 @@ def project_files() -> list[str]:
     return [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
-def copy_project(folder: Path, room: str) -> None:
-    """The project's files, with mutmut's configuration; those that did not change keep their time."""
+def make_mutants(room: str) -> list[str]:
+    """Writes a room with all its mutants in it into mutants/<room>/mutants, where this process goes; returns their names."""
+    folder = WORK / room
     for name in project_files():
         content = (ROOT / name).read_bytes()
         if name == "pyproject.toml":
@@ -95,49 +88,163 @@ def copy_project(folder: Path, room: str) -> None:
         if not target.exists() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+    os.chdir(folder)
+    from mutmut.__main__ import copy_also_copy_files, copy_src_dir, create_file_mutants
+    from mutmut.mutation.trampoline import set_mutant_under_test
+
+    set_mutant_under_test("mutant_generation")
+    Path("mutants").mkdir(exist_ok=True)
+    copy_src_dir()
+    copy_also_copy_files()
+    create_file_mutants(Path(f"ksat/{room}.py"))
+    os.chdir("mutants")
+    return list(json.loads(Path(f"ksat/{room}.py.meta").read_text())["exit_code_by_key"])
 
 
-def mutmut(folder: Path, *arguments: str) -> str:
-    """What mutmut prints."""
-    command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} in {folder}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
-    return done.stdout
+@dataclass
+class Trial:
+    """A pytest plugin: instead of running the tests once it runs them on every mutant.
+
+    Attributes:
+        names: of the mutants.
+        results: by the name: "killed", "timeout", "survived", or "no tests" where no test calls the function.
+        kept: file of the results, written as they come.
+        source: hash of the room's source, which they belong to.
+    """
+
+    names: Sequence[str]
+    results: dict[str, str]
+    kept: Path
+    source: str
+    cost: dict[str, float] = field(default_factory=dict)  # CPU seconds of each test
+    callers: defaultdict[str, list[pytest.Item]] = field(default_factory=lambda: defaultdict(list))
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        from mutmut.mutation.trampoline import set_mutant_under_test
+
+        set_mutant_under_test("stats")
+        self._look_who_calls_what(session.items)
+        set_mutant_under_test("none")
+        self._try_all()
+        return True
+
+    def _look_who_calls_what(self, items: Sequence[pytest.Item]) -> None:
+        from mutmut.state import state
+
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            state()._stats.clear()
+            started = time.process_time()
+            if _fails(item, following):
+                sys.exit(f"{item.nodeid} fails without a mutant")
+            self.cost[item.nodeid] = time.process_time() - started
+            for function in state()._stats:
+                self.callers[function].append(item)
+
+    def _try_all(self) -> None:
+        running: dict[int, str] = {}
+        for name in [*(name for name in self.names if self.results.get(name) not in NOTICED), None]:
+            while running and (name is None or len(running) >= NUM_PROCESSES):
+                pid, status = os.wait()
+                self._note(running.pop(pid), os.waitstatus_to_exitcode(status))
+            if name is None:
+                return
+            items = self._tests_of(name)
+            if not items:
+                self.results[name] = "no tests"
+                continue
+            pid = os.fork()
+            if pid == 0:
+                self._be(name, items)
+            running[pid] = name
+
+    def _tests_of(self, name: str) -> list[pytest.Item]:
+        """The tests that call the mutant's function, quick ones first."""
+        from mutmut.utils.format_utils import mangled_name_from_mutant_name
+
+        items = self.callers[mangled_name_from_mutant_name(name)]
+        return sorted(items, key=lambda item: self.cost[item.nodeid])
+
+    def _be(self, name: str, items: Sequence[pytest.Item]) -> None:
+        """Ends this fork with 1 if a test fails on the mutant, with 0 if none does."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+
+        seconds = 10 + math.ceil(5 * sum(self.cost[item.nodeid] for item in items))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        signal.alarm(LONGEST)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        set_mutant_under_test(name)
+        code = 1
+        try:
+            code = int(any(_fails(item, after) for item, after in zip(items, [*items[1:], None], strict=True)))
+        finally:
+            os._exit(code)
+
+    def _note(self, name: str, code: int) -> None:
+        ended_late = code in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM)
+        self.results[name] = "survived" if code == 0 else "timeout" if ended_late else "killed"
+        self.kept.write_text(json.dumps({"source": self.source, "results": self.results}))
 
 
-def results(folder: Path, room: str) -> dict[str, int | None]:
-    """mutmut's exit code of every mutant, None where it was not tried."""
-    path = folder / "mutants" / "ksat" / f"{room}.py.meta"
-    codes: dict[str, int | None] = json.loads(path.read_text())["exit_code_by_key"] if path.exists() else {}
-    return codes
+def _fails(item: pytest.Item, following: pytest.Item | None) -> bool:
+    from _pytest.runner import runtestprotocol
+
+    return any(report.failed for report in runtestprotocol(item, nextitem=following, log=False))
 
 
-def try_mutants(room: str) -> Score:
-    """Tries a room's mutants, but for those that were killed before."""
-    folder = WORK / room
-    left = [name for name, code in results(folder, room).items() if code not in NOTICED]
-    copy_project(folder, room)
-    shutil.rmtree(folder / "mutants" / "tests", ignore_errors=True)  # copied anew
-    mutmut(folder, "run", "--max-children", os.environ.get("KSAT_MUTANT_PROCESSES", "2"), *left)
-    codes = results(folder, room)
-    noticed = [NOTICED[code] for code in codes.values() if code in NOTICED]
-    survivors = tuple(name for name, code in codes.items() if code not in NOTICED)
-    return Score(room, noticed.count("killed"), noticed.count("timeout"), survivors)
+def try_mutants(room: str) -> None:
+    """Tries a room's mutants in this process, prints their score and writes the survivors."""
+    names = make_mutants(room)
+    kept, source = WORK / f"{room}.json", hashlib.sha256((ROOT / f"ksat/{room}.py").read_bytes()).hexdigest()
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    results = known.get("results", {}) if known.get("source") == source else {}
+    trial = Trial(names, results, kept, source)
+    files = [f"tests/test_{name}.py" for name in TESTS[room]]
+    sys.path[:0] = [str(Path.cwd())]
+    flags = [
+        "-q",
+        "--rootdir=.",
+        "--tb=native",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--hypothesis-profile=mutants",
+    ]
+    code = pytest.main([*flags, "-m", "not slow and not gpu", *LEFT_OUT.get(room, ()), *files], plugins=[trial])
+    if code or set(trial.results) != set(names):
+        sys.exit(f"{room}: pytest ended with {code}")
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+
+    os.chdir(WORK / room)
+    survivors = [name for name in names if trial.results[name] not in NOTICED]
+    diffs = [f"# {name}\n{get_diff_for_mutant(name, path=Path(f'ksat/{room}.py'))}\n" for name in survivors]
+    (WORK / f"survivors-{room}.txt").write_text("".join(diffs), encoding="utf-8")
+    count = Counter(trial.results.values())
+    share = 1 - len(survivors) / len(names)
+    print(
+        f"| {room} | {len(names)} | {count['killed']} | {count['timeout']} | {len(survivors)} | {share:.1%} |",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Tries the rooms that are named, or all; prints a table and writes the survivors."""
+    """Tries the rooms that are named, or all, each in a process of its own: the mutants of a room are there when it is imported."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     WORK.mkdir(exist_ok=True)
-    print("| Room | Mutants | Killed | Timeouts | Survived | Score |\n| --- | --: | --: | --: | --: | --: |")
+    print(
+        "| Room | Mutants | Killed | Timeouts | Survived | Score |\n| --- | --: | --: | --: | --: | --: |", flush=True
+    )
     for room in sys.argv[1:] or TESTS:
-        score = try_mutants(room)
-        survived = len(score.survivors)
-        total = score.killed + score.timeouts + survived
-        print(f"| {room} | {total} | {score.killed} | {score.timeouts} | {survived} | {score.share:.1%} |", flush=True)
-        diffs = "\n".join(mutmut(WORK / room, "show", name) for name in score.survivors)
-        (WORK / f"survivors-{room}.txt").write_text(diffs, encoding="utf-8")
+        pid = os.fork()
+        if pid == 0:
+            try_mutants(room)
+            sys.stdout.flush()
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
