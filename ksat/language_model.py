@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ksat.attention import AttentionPlan, Kernel, choose_kernel
+from ksat.errors import InputError
 from ksat.head import read_head
 from ksat.packing import IntArray, Layout, Pack, as_rows
 
@@ -29,6 +30,7 @@ class LanguageModel:
         autocasts: whether half precision comes from autocast, as Unsloth and PEFT's own LoRA want it.
         decoder: the layers without the head.
         layers: the decoder's.
+        vocab_size: how many tokens the model has.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class LanguageModel:
         self.device = next(model.parameters()).device
         causal = model.get_base_model() if hasattr(model, "peft_config") else model
         self.decoder = causal.get_decoder()
+        self.vocab_size: int = causal.config.get_text_config().vocab_size
         self.layers: list[Any] = list(self.decoder.layers)
         self.head = None if layout == "rows" else read_head(causal)
 
@@ -51,9 +54,18 @@ class LanguageModel:
         Args:
             pack: built for this model's layout.
             over_vocabulary: normalise by label as well.
+
+        Raises:
+            InputError: the tokenizer gives tokens that the model does not have.
         """
         import torch
 
+        # A GPU would die of it without naming a cause. The tokenizer may have more: Gemma 3's has a picture's token.
+        if (last := max(pack.token_ids.max(), pack.targets.max())) >= self.vocab_size:
+            raise InputError(
+                f"the base's tokenizer gives the token {last}, the model has {self.vocab_size}: their files are of two bases; fetch the "
+                "base again"
+            )
         positions, inverse = np.unique(pack.scored_positions, return_inverse=True)
         at, targets, owners = (torch.from_numpy(a).to(self.device) for a in (inverse, pack.targets, pack.owners))
         normalize = pack.normalized or over_vocabulary

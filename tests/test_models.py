@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import base_folder, encode, load_base, make_questions, make_run, make_tokenizer
+from tiny import base_folder, encode, load_base, make_config, make_questions, make_run, make_tokenizer
 
 from ksat.devices import Device, find_device
 from ksat.encoding import EncodedQuestion
@@ -254,6 +254,18 @@ def test_choices_that_do_not_exist_are_minus_infinity() -> None:
         scores = model.choice_scores(build_pack(questions, [0, 1]))
     assert scores.shape == (2, 5)
     assert scores.isneginf().tolist() == [[False] * 4 + [True], [False] * 5]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_named(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(make_config("qwen2", vocab_size=300)).save_pretrained(tmp_path)
+    model = load_base(tmp_path)
+    for score_by in ("text", "label"):
+        with pytest.raises(InputError, match=r"gives the token \d+, the model has 300: .* fetch the base again"):
+            packed_scores(model, encode(make_questions(2), score_by))
 
 
 def gradients(model: LanguageModel, questions: Sequence[EncodedQuestion]) -> dict[str, torch.Tensor]:
