@@ -58,9 +58,8 @@ def prepare_journals(world: World) -> Callable[[int], str]:
     """Interrupts an inference, and returns what garbles its journal and goes on."""
     command = world.score("first", "x")
     expected = expect(Scenario("journal", command), world)
-    killed = world.copy("journal-killed")
     for at in range(expected.num_changes // 2, 0, -1):  # from where its scores are on the disk and its result is not
-        world.copy("journal-killed")
+        killed = world.copy("journal-killed")
         run(command, killed, Kill(at=at))
         journals = list((killed / "submissions").glob(".x.probs.csv.partial.*"))
         if journals and not (killed / "submissions/x.csv").exists() and len(journals[0].read_text().splitlines()) > 2:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ksat.errors import LONGEST_LINE
+
 from .forks import Command, in_fork, run
 
 BASE, OTHER_BASE = "bases/tiny", "bases/other"  # tiny random ones, in the competition's folder
@@ -158,11 +160,10 @@ def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[s
 
 
 def output_fault(output: str, code: int) -> str:
-    """What is wrong with what a script printed: a traceback, or an error that is no single line."""
+    """What is wrong with what a script printed: a traceback, or an error that is no line of its own of at most 1,000 characters."""
     if "Traceback" in output:
         return f"a traceback: {output[output.index('Traceback') :].strip().splitlines()[-1][:200]}"
-    if code in (0, 2, 130) and (
-        code != 2 or output.rstrip("\n").rsplit("\n", 1)[-1].startswith(("error: ", "usage: "))
-    ):
+    last = output.rstrip("\n").rsplit("\n", 1)[-1]
+    if code in (0, 130) or (code == 2 and last.startswith("error: ") and len(last) <= LONGEST_LINE):
         return ""
     return f"ended with {code}: {output[-200:]!r}"
