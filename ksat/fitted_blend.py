@@ -59,7 +59,7 @@ def from_dict(value: dict[str, Any], path: Path | str) -> tuple[FittedBlend, tup
         InputError: a field is missing, unknown, or not what to_dict writes.
     """
     _require_fields(value, {"format", "pool", "log_loss", "members"}, path)
-    if value["format"] != FORMAT:
+    if type(value["format"]) is not int or value["format"] != FORMAT:
         raise InputError(f"{path}: format {value['format']!r}, expected {FORMAT}; fit the blend with this version")
     members = value["members"]
     if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):

@@ -316,7 +316,7 @@ def check_submission(path: Path | str, questions: Sequence[Question]) -> dict[st
     places = enumerate(zip(ids, expected, strict=True), start=1)
     if moved := [(found, f"in row {i}, where the test has {want!r}") for i, (found, want) in places if found != want]:
         raise bad_rows(path, "are not in the test's order", moved, "sort the rows as the test file has them")
-    answers = _integers(table, path, ids)
+    answers = _integers(table, path, ids, with_blanks=False)
     rows = zip(questions, answers, strict=True)
     if bad := [(q.id, f"{answer} of {q.num_choices}") for q, answer in rows if answer > q.num_choices]:
         raise bad_rows(path, "have an answer out of range", bad, "answers go from 1 to the row's number of choices")
@@ -329,9 +329,9 @@ def _ids(table: pd.DataFrame, path: Path | str) -> list[str]:
     return ids
 
 
-def _integers(table: pd.DataFrame, path: Path | str, ids: Sequence[Any]) -> list[int]:
-    """The column `answer` as integers from 1 to 5; '3.0' is refused, as the leaderboard would."""
-    cells = [str(value).strip() for value in table["answer"]]
+def _integers(table: pd.DataFrame, path: Path | str, ids: Sequence[Any], *, with_blanks: bool = True) -> list[int]:
+    """The column `answer` as integers from 1 to 5; '3.0' is refused, as the leaderboard would, and may be ' 3'."""
+    cells = [str(value).strip() if with_blanks else str(value) for value in table["answer"]]
     pairs = zip(ids, cells, strict=True)
     if bad := [(str(row_id), repr(cell)) for row_id, cell in pairs if not re.fullmatch(f"[1-{MAX_CHOICES}]", cell)]:
         raise bad_rows(path, "have an answer that is not an integer from 1 to 5", bad, "write one of the digits 1 to 5")

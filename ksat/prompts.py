@@ -59,7 +59,7 @@ def read_template(path: Path | str, score_by: ScoreBy) -> PromptTemplate:
     parts = {name: body.strip("\n") for name, body in zip(pieces[1::2], pieces[2::2], strict=True)}
     if len(parts) < len(pieces) // 2:
         raise InputError(f"--prompt {path}: a line [system] or [user] stands there twice; keep one of each")
-    if "user" not in parts or pieces[0].strip():
+    if not parts.get("user", "").strip() or pieces[0].strip():
         raise InputError(
             f"--prompt {path}: expected a line [user] (and [system] if wanted), each followed by its wording"
         )

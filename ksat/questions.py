@@ -24,9 +24,11 @@ from ksat.files import read_text
 MIN_CHOICES, MAX_CHOICES = 2, 5
 csv.field_size_limit(2**31 - 1)  # of characters in a cell; Python's own is 131,072, and a long passage is no fault
 _BLANKS = re.compile(r"[ \t\xa0\u3000]+")
-# What Unicode counts among letters, marks and symbols, and no font shows: fillers of Hangul, joiners, selectors, empty Braille.
+# What no font shows, though Unicode counts it among letters, marks and symbols (fillers of Hangul, joiners, selectors, empty
+# Braille), and what is no character for good.
 _FILLERS = re.compile(
-    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    r"\U000e0000-\U000e0fff" + "".join(f"\\U{plane:04x}fffe\\U{plane:04x}ffff" for plane in range(17)) + "]"
 )
 
 
@@ -188,15 +190,29 @@ def _literal(text: str, column: str) -> object:
 
     Of a key that stands twice in a dict Python would take the last and say nothing.
     """
+    source = text.strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of '\\(' and the like, which stay as they are
+            tree = ast.parse(source, mode="eval")
         value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
         raise _RowError(f"have a {column!r} that is not a Python literal", show(text[:60]), _PROBLEMS_FORM) from error
     keys = tree.body.keys if isinstance(tree.body, ast.Dict) else []
     if doubled := _doubled([key.value for key in keys if isinstance(key, ast.Constant)]):
         raise _RowError(f"have a key twice in {column!r}", show(doubled[0]), "keep one of each")
+    texts = [each for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    if joined := [
+        found for each in texts if not _ONE_TEXT.fullmatch(found := ast.get_source_segment(source, each) or "")
+    ]:
+        raise _RowError(
+            f"have two texts without a comma between them in {column!r}", show(joined[0]), "put the comma there"
+        )
     return value
+
+
+# Python joins 'a' 'b' to one text: where a comma is missing, two choices become one.
+_ONE_TEXT = re.compile(r"""[a-zA-Z]{0,2}("{3}.*"{3}|'{3}.*'{3}|"(\\.|[^"\\])*"|'(\\.|[^'\\])*')""", re.DOTALL)
 
 
 _PROBLEMS_FORM = "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}"
@@ -209,18 +225,27 @@ def _parse_problems(row: dict[str, str]) -> dict[str, object]:
     for key in ("question", "choices"):
         if key not in problems:
             raise _RowError(f"have no {key!r} in 'problems'", f"keys {show(list(problems))}", _PROBLEMS_FORM)
-    return problems
+    in_column, in_dict = _number(row.get("answer", "")), problems.get("answer")
+    if in_column != "" and in_dict not in (None, "", in_column):
+        found = f"column {show(in_column)}, problems {show(in_dict)}"
+        raise _RowError("have two different answers", found, "keep the right one in both places, or in one")
+    return {**problems, "answer": in_column if in_dict in (None, "") else in_dict}
 
 
 def _parse_flat(row: dict[str, str]) -> dict[str, object]:
-    """Flattened columns; a CSV cell is text, so the answer's digits (also '3.0', as pandas writes it) become an int.
+    """Flattened columns."""
+    answer = _number(row.get("answer", ""))
+    return {"question": row["question"], "choices": _literal(row["choices"], "choices"), "answer": answer}
+
+
+def _number(cell: str) -> object:
+    """An answer's cell, "" where there is none; its digits (also '3.0', as pandas writes it) become an int.
 
     Others stay text and are refused: '٣', '１', '01' and '+1' are digits to int(), and no answer that anybody writes on purpose.
     """
-    answer: object = row.get("answer", "").strip()
-    if match := re.fullmatch(r"(0|[1-9][0-9]?)(\.0+)?", str(answer)):
-        answer = int(match[1])
-    return {"question": row["question"], "choices": _literal(row["choices"], "choices"), "answer": answer}
+    text = cell.strip()
+    match = re.fullmatch(r"(0|[1-9][0-9]?)(\.0+)?", text)
+    return int(match[1]) if match else text
 
 
 def _question(row_id: str, row: dict[str, str], fields: dict[str, object]) -> Question:

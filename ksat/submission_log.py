@@ -71,7 +71,7 @@ def _share(cell: str, where: str) -> float | None:
     text = cell.strip()
     if not text:
         return None
-    if not re.fullmatch(r"0(\.\d+)?|1(\.0+)?", text):
+    if not re.fullmatch(r"0(\.[0-9]+)?|1(\.0+)?", text):
         raise InputError(f"{where} is {cell!r}; expected a share from 0 to 1, or nothing")
     return float(text)
 
@@ -122,10 +122,24 @@ def _members(submission: Path) -> str:
     if not report.exists():
         return ""
     value = read_json(report)
-    if members := value.get("members"):
+    members, base, adapter = (value.get(name) for name in ("members", "base", "adapter_sha256"))
+    if members is not None:
+        is_blend = isinstance(members, list) and all(
+            isinstance(member, dict)
+            and isinstance(member.get("file"), str)
+            and type(member.get("weight")) in (int, float)
+            for member in members
+        )
+        if not is_blend:
+            raise InputError(
+                f"{report}: its members are not those of a blend; it was edited: move it away, and log the file without it"
+            )
         return " + ".join(f"{member['weight']:.3f} {member['file']}" for member in members)
-    adapter = value.get("adapter_sha256")
-    return f"{value.get('base', '')}{f' with adapter {adapter[:12]}' if adapter else ' untuned'}"
+    if not (isinstance(base, str | None) and isinstance(adapter, str | None)):
+        raise InputError(
+            f"{report}: names no base or no adapter; it was edited: move it away, and log the file without it"
+        )
+    return f"{base or ''}{f' with adapter {adapter[:12]}' if adapter else ' untuned'}"
 
 
 def _write(path: Path, rows: Sequence[Submission]) -> None:

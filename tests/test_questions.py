@@ -94,6 +94,57 @@ def test_long_cells_and_odd_letters_are_read_as_they_are(tmp_path: Path) -> None
     assert question.choices == (old_hangul, emoji, combined, private)
 
 
+@pytest.mark.parametrize(
+    ("column", "in_dict", "expected"), [("2", 2, 2), ("2.0", 2, 2), ("2", "", 2), ("", 2, 2), ("", "", None)]
+)
+def test_an_answer_may_stand_in_a_column_too(
+    tmp_path: Path, column: str, in_dict: object, expected: int | None
+) -> None:
+    assert read_one(tmp_path, problems=problems(answer=in_dict), answer=column).answer == expected
+
+
+@pytest.mark.parametrize("column", ["1", "two", "２"])
+def test_two_different_answers_are_refused(tmp_path: Path, column: str) -> None:
+    with pytest.raises(InputError, match=rf"have two different answers \(id 'a': column .*{column}.*, problems 2\)"):
+        read_one(tmp_path, id="a", problems=problems(answer=2), answer=column)
+
+
+@pytest.mark.parametrize(
+    "choices", ["['가' '나', '다']", "['가', '나' \"다\"]", "('가''나', '다')", "['가', r'나'\n'다']"]
+)
+def test_a_comma_that_is_missing_is_named(tmp_path: Path, choices: str) -> None:
+    """Python would make one choice of two."""
+    row = {"id": "a", "paragraph": "p", "question": "q", "choices": choices}
+    with pytest.raises(InputError, match="have two texts without a comma between them in 'choices'"):
+        read_questions(write_rows(tmp_path / "x.csv", [row]))
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        (r"""['it\'s', 'a"b']""", ("it's", 'a"b')),
+        (r"""["it's 'a' 'b'", '\\']""", ("it's 'a' 'b'", "\\")),
+        (r"""['''가'나''', r'\d', u'라']""", ("가'나", r"\d", "라")),
+        (r"""['\(가', '나']""", (r"\(가", "나")),
+    ],
+)
+def test_quotes_in_a_text_are_no_second_text(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, choices: str, expected: tuple[str, ...]
+) -> None:
+    row = {"id": "a", "paragraph": "p", "question": "q", "choices": choices}
+    assert read_questions(write_rows(tmp_path / "x.csv", [row]))[0].choices == expected
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "unseen", ["\ufffe", "\uffff", "\U0010ffff", "\ufdd0", "\u2065", "\U000e0041", "\u3164", "\u2800\u200b"]
+)
+def test_choices_that_nobody_can_see_are_refused(tmp_path: Path, unseen: str) -> None:
+    with pytest.raises(InputError, match="have a choice that is empty or not text"):
+        read_one(tmp_path, problems=problems(choices=["a", unseen]))
+    assert read_one(tmp_path, problems=problems(choices=["a", f"{unseen}b"])).choices == ("a", f"{unseen}b")
+
+
 @pytest.mark.parametrize(("answer", "expected"), [("3", 3), ("3.0", 3), ("", None), (" 1 ", 1)])
 def test_flattened_columns(tmp_path: Path, answer: str, expected: int | None) -> None:
     row = {"id": "a", "paragraph": "p", "question": "q", "choices": "['x', \"y's\", 'z']", "answer": answer}

@@ -1,6 +1,7 @@
 """The log of submissions: nothing twice, scores that come later, and what the leaderboard has to do with out-of-fold scores."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,22 @@ def test_members_come_from_the_report_beside_it(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("cell", ["71", "0,7", "-0.1", "nan", "1.01"])
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"members": [{"file": "x"}]}, {"members": 3}, {"members": {"file": "x"}}, {"members": [{"file": "x", "weight": "1"}]},
+        {"members": [{"file": None, "weight": 1.0}]}, {"adapter_sha256": 5}, {"base": 5},
+    ],
+)  # fmt: skip
+def test_an_edited_report_is_named(tmp_path: Path, report: dict[str, Any]) -> None:
+    path = submission(tmp_path, "a")
+    write_json(tmp_path / "a.probs.json", report)
+    with pytest.raises(InputError, match=r"a.probs.json: .* it was edited: move it away"):
+        enter(tmp_path / "log.csv", path, NONE)
+    assert not (tmp_path / "log.csv").exists()
+
+
+@pytest.mark.parametrize("cell", ["0.٣", "71", "0,7", "-0.1", "nan", "1.01"])
 def test_a_score_that_is_no_share_is_refused(tmp_path: Path, cell: str) -> None:
     log = tmp_path / "log.csv"
     enter(log, submission(tmp_path, "a"), NONE)
