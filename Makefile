@@ -39,6 +39,6 @@ lint: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ksat *.py
 
-# Fuzzed inputs, damaged files, kills; docs/testing.md tells how long it takes. Not in the gate, which runs a small part of it.
+# Fuzzed inputs, damaged files, kills: hours. Not in the gate, which runs a small part of it.
 storm: dev
 	$(BIN)/python tests/storm

@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Compares, prints, and writes with --out."""
     args = build_parser().parse_args(argv)
-    from ksat.files import claim_outputs, require_name
+    from ksat.files import claim_outputs, remove_all, require_name
     from ksat.versus import compare, format_comparison
 
     if args.pick_two and len(args.runs) < 2:
@@ -67,13 +67,16 @@ def main(argv: list[str] | None = None) -> None:
         print(format_comparison(compare(args.runs, args.answers, args.questions, half=args.half), pick=args.pick_two))
         return
     folder = COMPARISONS / require_name("--out", args.out)
-    names = ("comparison.csv", "comparison.png", "comparison.md") if len(args.runs) > 1 else ("comparison.md",)
+    of_pairs, names = ("comparison.csv", "comparison.png"), ["comparison.md"]
+    if len(args.runs) > 1:
+        names = [*of_pairs, *names]
     paths = [folder / name for name in names]
     inputs = [*args.runs, args.answers, args.questions]
     with claim_outputs(paths, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
         found = compare(args.runs, args.answers, args.questions, half=args.half)
         text = format_comparison(found, pick=args.pick_two)
-        outputs.write(_writers(found, text))
+        stale = [folder / name for name in of_pairs if name not in names] if outputs.are_ours else []
+        outputs.write(_writers(found, text), before_done=lambda: remove_all(stale))
     print(f"{text}\n\nwrote {', '.join(names)} in {folder}")
 
 

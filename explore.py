@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ksat.standings import Judged, Row
 
 EXPLORATIONS = Path("explorations")
+RESULTS = ("exploration.csv", "exploration.md", "exploration.png")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,7 +132,7 @@ def _find_or_read(name: str, args: argparse.Namespace) -> "KnownBase":
 
 def _score(args: argparse.Namespace) -> None:
     from ksat.exploration import parse_candidates, require_same, run_candidate
-    from ksat.files import lock
+    from ksat.files import lock, require_no_input
     from ksat.predictions import read_answers
     from ksat.questions import read_questions
     from ksat.standings import judge, make_row, read_leaderboard
@@ -152,8 +153,15 @@ def _score(args: argparse.Namespace) -> None:
         )
     if settings.folder.exists() and not settings.folder.is_dir():
         raise InputError(f"{settings.folder} is a file; choose another --out")
+    results = [settings.folder / name for name in RESULTS]
+    require_no_input(results, [args.score, args.answers, settings.train, args.leaderboard], "--out")
     settings.folder.mkdir(parents=True, exist_ok=True)
     with lock(settings.folder, "exploration"):
+        found = [path for path in results if path.exists()]
+        if found and not any(settings.folder.glob("*.*ing.json")):  # of scoring or training, the mark of a candidate
+            raise InputError(
+                f"{found[0]} exists and is of no exploration of ours; choose another --out, or move it away"
+            )
         for candidate in candidates:
             require_same(candidate, settings)
         rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
@@ -213,25 +221,26 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     text = "\n\n".join(parts)
     print(f"\n{text}")
     records = pd.DataFrame(standings_records([*rows, uniform]))
-    write_atomic(settings.folder / "exploration.csv", lambda beside: records.to_csv(beside, index=False))
+    table, markdown, picture = (settings.folder / name for name in RESULTS)
+    write_atomic(table, lambda beside: records.to_csv(beside, index=False))
     title = f"{len(judged.questions)} questions of {settings.questions.name}, {'fine-tuned' if settings.train else 'untuned'}"
-    write_text(settings.folder / "exploration.md", f"# {title}\n\n{text}\n")
-    written = ["exploration.csv", "exploration.md"]
-    (settings.folder / "exploration.png").unlink(missing_ok=True)  # an older one would not be of these rows
+    write_text(markdown, f"# {title}\n\n{text}\n")
     if ranking(rows):
-        _draw(args, settings, rows, uniform, title)
-        written.append("exploration.png")
-    print(f"\nwrote {', '.join(written)} in {settings.folder}")
+        _draw(args, picture, rows, uniform, title)
+    else:
+        picture.unlink(missing_ok=True)  # an older one is not of these rows
+    written = ", ".join(name for name in RESULTS if (settings.folder / name).exists())
+    print(f"\nwrote {written} in {settings.folder}")
 
 
-def _draw(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", uniform: "Row", title: str) -> None:
+def _draw(args: argparse.Namespace, path: Path, rows: "list[Row]", uniform: "Row", title: str) -> None:
     from ksat.picture import draw
     from ksat.standings import ranking
 
     device = find_device(args.device)
     limit = None if device.kind == "cpu" else min(device.memory_gib, (args.gpu_memory or 2**60) / 2**30)
     draw(
-        settings.folder / "exploration.png",
+        path,
         ranking(rows),
         uniform=uniform.metrics["all"].accuracy.value,
         limit_gib=limit,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ksat.devices import Device
     from ksat.predictions import IntArray, Predictions
     from ksat.questions import Question
+    from ksat.runs import Run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,7 +126,8 @@ def main(argv: list[str] | None = None) -> None:
 
     test, _ = data_file(args.test, "--test", Path("data/test.csv"))
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
-    setup = _setup(args, device)
+    run = _read_run(args)
+    setup = _setup(args, device, run)
     require_label(args.choice_orders, setup["score_by"])
     if args.debias and (setup["score_by"] != "label" or args.choice_orders.count > 1):
         raise InputError(
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         questions = read_questions(test)[: args.limit]
         questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
         gold = _gold(args, test, questions)
-        predictions, report = _score(args, setup, device, test, questions, paths.probs, gold)
+        predictions, report = _score(args, setup, run, device, test, questions, paths.probs, gold)
         if outputs is not None:
             journal = _journal_path(paths.probs)
             write_predictions(outputs, predictions, report, before_done=lambda: Journal.remove(journal))
@@ -167,19 +169,25 @@ def _gold(args: argparse.Namespace, test: Path, questions: "list[Question]") -> 
     return align_answers(Predictions(tuple(question.id for question in questions), uniform), gold, args.answers or test)
 
 
-def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
-    """What is scored with what: inherited from the run, or from the flags for an untuned base.
-
-    Raises:
-        InputError: neither or both of --ckpt and --base, or a flag that contradicts run.json.
-    """
-    from ksat.models import default_quantization, is_embedded
-    from ksat.prompts import DEFAULT_TEMPLATES, read_template
+def _read_run(args: argparse.Namespace) -> "Run | None":
+    """The run to score with, None for an untuned base."""
     from ksat.runs import read_run
 
     if not (args.ckpt or args.base):
         raise InputError("name what to score with: --ckpt checkpoints/<run>, or --base for an untuned base")
-    if args.ckpt is None:
+    return read_run(Path(args.ckpt)) if args.ckpt else None
+
+
+def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dict[str, Any]:
+    """What is scored with what: inherited from the run, or from the flags for an untuned base.
+
+    Raises:
+        InputError: a flag that contradicts run.json.
+    """
+    from ksat.models import default_quantization, is_embedded
+    from ksat.prompts import DEFAULT_TEMPLATES, read_template
+
+    if run is None:
         score_by: Any = args.score_by or ("text" if is_embedded(args.base) else "label")
         template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
         return {
@@ -187,7 +195,6 @@ def _setup(args: argparse.Namespace, device: "Device") -> dict[str, Any]:
             "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "shots": args.shots,
             "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name,
         }  # fmt: skip
-    run = read_run(Path(args.ckpt))
     for name in ("base", "score_by", "max_tokens", "quantization"):
         given, inherited = getattr(args, name), getattr(run, name)
         if given is not None and given != inherited:
@@ -235,6 +242,7 @@ def _default_name(args: argparse.Namespace, test: Path) -> str:
 def _score(
     args: argparse.Namespace,
     setup: dict[str, Any],
+    run: "Run | None",
     device: "Device",
     test: Path,
     questions: "list[Question]",
@@ -252,7 +260,7 @@ def _score(
     from ksat.position_bias import debias, estimate_priors, probed_rows, report_orders
     from ksat.predictions import Predictions
     from ksat.prompts import PromptTemplate
-    from ksat.runs import library_versions
+    from ksat.runs import library_versions, require_same_run
     from ksat.scoring import average_orders, choice_probs, score_questions
     from ksat.step_memory import scoring_pack_tokens
 
@@ -286,6 +294,8 @@ def _score(
         args.offload_embedding,
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
+    if run is not None:
+        require_same_run(Path(args.ckpt), run)
     base_files = identify_files(setup["base"])  # of what was just loaded
     report["base_identity"] = base_files["base"]
     if (difference := name_difference(setup["base_identity"], report["base_identity"])) and processes.is_main():
@@ -317,8 +327,9 @@ def _score(
     # The first thing that is written.
     key = report | {"base_files": base_files}
     journal = Journal(
-        _journal_path(probs_path), key, pack_tokens=pack_tokens, part=processes.rank(), overwrite=args.overwrite
-    )
+        _journal_path(probs_path), key, pack_tokens=pack_tokens, part=processes.rank(), num_parts=processes.num_processes(),
+        overwrite=args.overwrite,
+    )  # fmt: skip
     report["pack_tokens"] = args.pack_tokens or processes.agree(journal.pack_tokens)
     report |= {
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),

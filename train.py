@@ -370,6 +370,7 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
     """Trains every fold and writes submissions/<run>-oof.probs.csv."""
     from ksat.crossval import CrossValidation, cross_validate
     from ksat.files import file_sha256
+    from ksat.identity import identify_local
 
     require_name("--run", f"{args.run}-fold{args.folds - 1}")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -378,7 +379,12 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
     own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
-    key = {"flags": own.parse_known_args(argv)[1], "files": {str(path): file_sha256(path) for path in files}}
+    read = [*files, *([Path(args.prompt)] if args.prompt else [])]
+    key = {
+        "flags": own.parse_known_args(argv)[1],
+        "files": {str(path): file_sha256(path) for path in read},
+        "base": identify_local(args.base or ""),
+    }
     plan = CrossValidation(args.run, args.folds, tuple(flags), key, CHECKPOINTS)
     cross_validate(plan, files[0], limit=args.limit, overwrite=args.overwrite)
 
@@ -397,7 +403,8 @@ def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
     encoder = Encoder(tokenizer, template, score_by, max_tokens=args.max_tokens or DEFAULTS["max_tokens"])
     test = Path(args.against) if args.against else DEFAULT_TEST if DEFAULT_TEST.exists() else None
     oof = Path(args.oof) if args.oof else None
-    write_report(REPORTS, files, encoder, base, test=test, oof=oof, limit=args.limit, overwrite=args.overwrite)
+    limits = {"limit": args.limit, "overwrite": args.overwrite}
+    write_report(REPORTS, files, encoder, base, test=test, oof=oof, prompt=args.prompt, **limits)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -493,7 +500,7 @@ def _resolve(
 def _check_ranges(settings: dict[str, Any]) -> None:
     from ksat.runs import SETTING_RULES
 
-    for name in ("lr", "dropout", "warmup", "weight_decay", "alpha", "seed", "valid_fraction"):
+    for name in ("rank", "lr", "dropout", "warmup", "weight_decay", "alpha", "seed", "valid_fraction"):
         holds, expected = SETTING_RULES[name]
         if not holds(settings[name]):
             raise InputError(f"--{name.replace('_', '-')} {settings[name]}: expected {expected}")
@@ -682,4 +689,4 @@ def _copy_results(folder: Path, adapter: Path, *, best: Path, base: str) -> None
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main, "a run goes on with --run NAME --resume, --all with the same command"))
+    sys.exit(exit_code(main, "a run goes on with --run NAME --resume, --all with the same command without --overwrite"))

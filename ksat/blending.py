@@ -112,9 +112,11 @@ def check_weights(weights: Sequence[float] | None, num_members: int) -> list[flo
     if weights is None:
         weights = [1.0] * num_members
     if len(weights) != num_members:
-        raise InputError(f"--weights: {len(weights)} given for {num_members} files; give one for each, in their order")
+        raise InputError(
+            f"--weights: {len(weights)} given for {num_members} members; give one for each, in their order"
+        )
     if bad := [weight for weight in weights if not (weight > 0 and math.isfinite(weight))]:
-        raise InputError(f"--weights {bad[0]}: must be positive and finite; to leave a file out, do not name it")
+        raise InputError(f"--weights {bad[0]}: must be positive and finite; to leave a member out, do not name it")
     exponent = math.frexp(max(weights))[1]  # two of 1e308 have no sum; a power of two changes no bit of the others
     shares = [math.ldexp(weight, -exponent) for weight in weights]
     total = math.fsum(shares)  # the exact sum: the same in every order

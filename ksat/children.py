@@ -1,11 +1,13 @@
 """Our scripts as processes of their own: one that dies takes nobody with it, and its memory goes back."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -27,18 +29,18 @@ def run_script(command: Sequence[str], log: Path) -> str:
     arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
     print(f"\n$ python {' '.join(command)}", file=sys.stderr, flush=True)
     lines: list[str] = []
-    with log.open("a", encoding="utf-8") as file:
+    with log.open("ab", buffering=0) as file:  # unbuffered: what a full disk refuses is not tried again at the end
         # A child that outlives us would score the same base twice once we are started again.
         process = subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-            env={**os.environ, _IS_CHILD: "1", "PYTHONIOENCODING": "utf-8"}, preexec_fn=_die_with_parent,
+            env={**os.environ, _IS_CHILD: "1", "PYTHONIOENCODING": "utf-8"}, preexec_fn=partial(_die_with_parent, os.getpid()),
         )  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
             sys.stderr.write(line)
-            file.write(line)
-            file.flush()
             lines = [*lines[-20:], line.strip()] if line.strip() else lines
+            with contextlib.suppress(OSError):  # a full disk, which the child will name
+                file.write(line.encode())
         code = process.wait()
     if code == 0:
         return ""
@@ -48,7 +50,9 @@ def run_script(command: Sequence[str], log: Path) -> str:
     return (told or lines or [f"exit code {code}"])[-1]
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Linux: SIGKILL when the parent ends. Elsewhere the child ends on its own, writing to a closed pipe."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from ksat.children import run_script
-from ksat.errors import InputError
+from ksat.errors import InputError, show
 from ksat.files import claim_outputs, lock, read_json, text_writer, to_json, write_json
 from ksat.folds import assign_folds
 from ksat.kinds import find_kind
 from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
-from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, read_probs, write_probs
+from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, probs_writer, read_probs
 from ksat.questions import Question, passage_key, read_questions
 from ksat.run_folders import next_step, require_replaceable
 from ksat.runs import read_run
+
+_FOLDS_OWN = ("fold", "best_epoch", "pack_tokens")  # settings that may differ from fold to fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,15 @@ def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, over
     report_path = plan.oof.with_suffix(".json")
     with lock(plan.mark, "cross-validation"):
         replaced = _start(plan, overwrite=overwrite)
-        own = report_path.exists() and read_json(report_path).get("cross_validation_sha256") == plan.sha256
+        own = _is_own(report_path, plan)
         with claim_outputs(
             (plan.oof, report_path), inputs=plan.key["files"], overwrite=own or plan.oof.name in replaced,
             command=plan.key, flag="--run",
         ) as outputs:  # fmt: skip
             train_folds(plan, replaced)
             predictions, report = join_folds(plan, questions)
-            outputs.write([lambda path: write_probs(path, predictions), text_writer(to_json(report))])
-    _note(plan, [])
+            outputs.write([probs_writer(predictions), text_writer(to_json(report))])
+        _note(plan, [])
     table = format_table(fold_metrics(predictions, questions))
     print(f"\n{table}\n\nwrote {plan.oof}: {len(questions)} rows, each scored by the run that did not train on it")
 
@@ -101,16 +103,16 @@ def _start(plan: CrossValidation, *, overwrite: bool) -> list[str]:
     """
     folders = [plan.folder(fold) for fold in range(plan.num_folds)]
     if overwrite:
-        for folder in folders:
-            require_replaceable(folder)
-        replaced = [*(folder.name for folder in folders), plan.oof.name]
+        replaced = [*(folder.name for folder in require_replaceable(folders)), plan.oof.name]
     elif plan.mark.exists():
         mark = read_json(plan.mark)
         if mark.get("key") != plan.key:
             raise InputError(
                 f"--run {plan.run}: {plan.mark} was started with other settings or files; choose another --run, or --overwrite"
             )
-        replaced = [str(name) for name in mark.get("replaced", [])]
+        replaced = mark.get("replaced")
+        if not isinstance(replaced, list):
+            raise InputError(f"{plan.mark}: 'replaced' is no list; the file was edited: train all with --overwrite")
     elif taken := [str(folder) for folder in folders if folder.exists()]:
         raise InputError(
             f"--run {plan.run}: {taken[0]} exists and is not its fold; choose another --run, or --overwrite"
@@ -119,6 +121,14 @@ def _start(plan: CrossValidation, *, overwrite: bool) -> list[str]:
         replaced = []
     _note(plan, replaced)
     return replaced
+
+
+def _is_own(report: Path, plan: CrossValidation) -> bool:
+    """Whether the out-of-fold file that is there was written with these settings."""
+    try:
+        return read_json(report).get("cross_validation_sha256") == plan.sha256
+    except InputError:  # there is none, or it is damaged
+        return False
 
 
 def _note(plan: CrossValidation, replaced: list[str]) -> None:
@@ -133,22 +143,42 @@ def train_folds(plan: CrossValidation, replaced: Sequence[str] = ()) -> None:
         replaced: names of folds that are of an earlier cross-validation; each stays until the new one is complete.
 
     Raises:
-        InputError: a fold fails, with its reason.
+        InputError: a fold fails, with its reason, or was trained otherwise than the first.
     """
     replaced = list(replaced)
     for fold in range(plan.num_folds):
         folder = plan.folder(fold)
         if (how := next_step(folder, replaced=folder.name in replaced)) is None:
             print(f"fold {fold}: {folder} is finished")
+            _require_same_settings(plan, fold)
             continue
         command = ["train.py", *plan.flags, "--run", folder.name, "--fold", str(fold), how]
         if reason := run_script(command, plan.checkpoints / f"{folder.name}.log"):
             raise InputError(
-                f"fold {fold} of {plan.run}: {reason}; mend it and run the same command again: finished folds stay"
+                f"fold {fold} of {plan.run}: {reason}; mend it and run the same command again, without --overwrite: finished folds stay"
             )
+        _require_same_settings(plan, fold)
         if folder.name in replaced:
             replaced.remove(folder.name)
             _note(plan, replaced)
+
+
+def _require_same_settings(plan: CrossValidation, fold: int) -> None:
+    """The same command may mean something else on another day: another card, another base behind the same name.
+
+    Raises:
+        InputError: the fold was trained otherwise than the first one.
+    """
+    first, own = (
+        {name: value for name, value in read_run(plan.folder(k)).settings.items() if name not in _FOLDS_OWN}
+        for k in (0, fold)
+    )
+    if differing := [name for name in sorted({*first, *own}) if first.get(name) != own.get(name)]:
+        name = differing[0]
+        raise InputError(
+            f"{plan.folder(fold)}: its {name.replace('_', '-')} is {show(own.get(name))}, that of {plan.folder(0)} {show(first.get(name))}; "
+            "probabilities of two kinds of models are no out-of-fold file of one: train with what the first had, or all with --overwrite"
+        )
 
 
 def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Predictions, dict[str, Any]]:

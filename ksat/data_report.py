@@ -10,7 +10,7 @@ import pandas as pd
 
 from ksat.encoding import Encoder
 from ksat.errors import bad_rows
-from ksat.files import claim_outputs, text_writer
+from ksat.files import claim_outputs, remove_all, text_writer
 from ksat.kinds import find_kind
 from ksat.near_duplicates import near_duplicate_pairs
 from ksat.predictions import Predictions, read_probs
@@ -155,6 +155,7 @@ def write_report(
     *,
     test: Path | None,
     oof: Path | None,
+    prompt: str | None,
     limit: int | None,
     overwrite: bool,
 ) -> None:
@@ -167,6 +168,7 @@ def write_report(
         base: its name.
         test: questions to compare with, without labels.
         oof: out-of-fold probabilities of the first file.
+        prompt: file of the encoder's wording, if it has one.
         limit: the first so many rows of each file alone.
         overwrite: replace a report that is there.
 
@@ -176,10 +178,11 @@ def write_report(
     report_path = folder / f"{files[0].stem}.md"
     suspects_path = folder / f"{files[0].stem}-suspicious.csv"
     paths = [report_path] if oof is None else [suspects_path, report_path]
-    command = (files, base, test, oof, limit)
+    command = (files, base, test, oof, prompt, limit)
     with claim_outputs(
-        paths, inputs=[*files, test, oof], overwrite=overwrite, command=command, flag="--data-report"
+        paths, inputs=[*files, test, oof, prompt], overwrite=overwrite, command=command, flag="--train file"
     ) as outputs:
+        stale = [suspects_path] if outputs.are_ours and oof is None else []
         tables = [(path, read_questions(path)[:limit]) for path in [*files, *([test] if test else [])]]
         text = report(tables, encoder, base)
         writers = []
@@ -187,7 +190,7 @@ def write_report(
             suspects, told = _suspects(oof, files[0], tables[0][1])
             text += told
             writers = [lambda path: suspects.to_csv(path, index=False)]
-        outputs.write([*writers, text_writer(text)])
+        outputs.write([*writers, text_writer(text)], before_done=lambda: remove_all(stale))
     print(f"{text}\nwrote {' and '.join(map(str, reversed(paths)))}")
 
 

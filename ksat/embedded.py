@@ -69,19 +69,35 @@ def embedded_path(name: str) -> Path:
     """
     model = EMBEDDED[name]
     folder = cache_dir() / f"{name}-{model.sha256[:12]}-{_FORMAT}"
-    if _is_whole(folder):
+    is_whole = _is_whole(folder)
+    if is_whole and not _leftovers(name, folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Two processes at once: the second waits, and finds it done.
         with FileLock(folder.with_name(f".{folder.name}.lock")):
+            for rest in _leftovers(name, folder):
+                print(f"removing {rest}, an unfinished conversion", file=sys.stderr)
+                shutil.rmtree(rest)
             if not _is_whole(folder):
                 _build(name, folder)
     except OSError as error:
-        raise InputError(
-            f"{folder.parent}: the embedded model can't be stored ({error}); set KSAT_CACHE to another folder"
-        ) from error
+        if not is_whole:
+            raise InputError(
+                f"{folder.parent}: the embedded model can't be stored ({error}); set KSAT_CACHE to another folder"
+            ) from error
     return folder
+
+
+def _scratch(folder: Path) -> Path:
+    """Where a model is converted before it gets its name."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def _leftovers(name: str, folder: Path) -> list[Path]:
+    """What killed conversions have left, while the lock is held. Earlier versions converted in folders of random names."""
+    olds = (path for path in folder.parent.glob(f".{name}-*") if re.fullmatch(rf"\.{name}-[a-z0-9_]{{8}}", path.name))
+    return [path for path in (_scratch(folder), *olds) if path.exists()]
 
 
 def _is_whole(folder: Path) -> bool:
@@ -95,15 +111,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _build(name: str, folder: Path) -> None:
-    """Converts beside `folder` and renames. Call it under the lock: whatever else lies there is what a kill has left."""
-    model = EMBEDDED[name]
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    # Earlier versions converted in folders of random names.
-    olds = [path for path in folder.parent.glob(f".{name}-*") if re.fullmatch(rf"\.{name}-[a-z0-9_]{{8}}", path.name)]
-    for rest in (scratch, folder, *olds):
-        if rest.exists():
-            print(f"removing {rest}, an unfinished conversion", file=sys.stderr)
-            shutil.rmtree(rest)
+    """Converts beside `folder` and renames. Call it under the lock: what lies in its place is damaged."""
+    model, scratch = EMBEDDED[name], _scratch(folder)
+    if folder.exists():
+        print(f"removing {folder}, which is damaged", file=sys.stderr)
+        shutil.rmtree(folder)
     print(
         f"converting {name} ({model.title}) once into {folder}, {model.gigabytes} GB: about a minute", file=sys.stderr
     )

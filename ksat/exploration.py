@@ -13,12 +13,12 @@ from typing import Any
 from ksat.children import run_script
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json, require_name, write_json
-from ksat.identity import identify_files
+from ksat.identity import identify_local
 from ksat.journal import Journal
 from ksat.predictions import Predictions, read_probs
 from ksat.prompts import DEFAULT_TEMPLATES
 from ksat.run_folders import CHECKPOINTS, next_step, require_replaceable
-from ksat.runs import library_versions
+from ksat.runs import library_versions, read_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def parse_candidates(text: str) -> list[Candidate]:
 
 
 def require_same(candidate: Candidate, settings: Settings) -> None:
-    """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that is
-    dropped instead, an interrupted scoring's journal included, and the trained run once the new one is complete."""
+    """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that will
+    be replaced instead: a trained run once the new one is complete."""
     paths = _Paths(candidate, settings)
     if settings.train is not None:
         require_name("--out and --bases give a run", paths.run.name)
@@ -115,12 +115,8 @@ def require_same(candidate: Candidate, settings: Settings) -> None:
             "files, versions or on another device; choose another --out, or --overwrite"
         )
     if other_run:
-        require_replaceable(paths.run)
-        write_json(paths.training, {**_train_key(candidate, settings), "replaces": True})
-    if other_scores:
-        Journal.remove(paths.journal)
-        for path in (paths.done, paths.scoring):
-            path.unlink(missing_ok=True)
+        replaces = {"replaces": True} if require_replaceable([paths.run]) else {}
+        write_json(paths.training, {**_train_key(candidate, settings), **replaces})
 
 
 def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
@@ -134,8 +130,8 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
     if settings.train is not None:
         if reason := _train(candidate, settings, paths):
             return Outcome(candidate, reason=reason)
-        adapter = read_json(paths.run / "run.json")["adapter_sha256"]
-        trained_gib = float(read_json(paths.run / "metrics.json")["peak_memory_gib"])
+        adapter = read_run(paths.run).adapter_sha256
+        trained_gib = _peak_memory(read_json(paths.run / "metrics.json"), paths.run / "metrics.json")
     key = _score_key(candidate, settings, adapter)
     if _read(paths.scoring) != key:
         Journal.remove(paths.journal)  # of another adapter
@@ -146,13 +142,23 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
             return Outcome(candidate, reason=reason)
         write_json(paths.done, key)
     report = read_json(paths.report)
-    if report["test_sha256"] != key["questions"]:
+    if report.get("test_sha256") != key["questions"]:
         return Outcome(
             candidate,
             reason=f"{settings.questions} changed while it was scored; run the same command again with --overwrite",
         )
-    peak = max(report["peak_memory_gib"], trained_gib)
+    peak = max(_peak_memory(report, paths.report), trained_gib)
     return Outcome(candidate, read_probs(paths.probs), {**report, "peak_memory_gib": peak})
+
+
+def _peak_memory(report: dict[str, Any], path: Path) -> float:
+    """GiB, as train.py and inference.py noted it."""
+    peak = report.get("peak_memory_gib")
+    if type(peak) not in (int, float):
+        raise InputError(
+            f"{path}: peak_memory_gib is {peak!r:.80}, expected a number; the file was edited: run again with --overwrite"
+        )
+    return float(peak)
 
 
 class _Paths:
@@ -173,7 +179,7 @@ def _common_key(candidate: Candidate, settings: Settings) -> dict[str, Any]:
         name: version for name, version in library_versions().items() if name in ("torch", "transformers", "peft")
     }
     return {
-        "candidate": candidate.name, "files": _files(candidate.base), "flags": list(settings.flags), "device": settings.device,
+        "candidate": candidate.name, "files": identify_local(candidate.base), "flags": list(settings.flags), "device": settings.device,
         "wording": {name: template.to_dict() for name, template in DEFAULT_TEMPLATES.items()}, "versions": versions,
     }  # fmt: skip
 
@@ -187,12 +193,6 @@ def _score_key(candidate: Candidate, settings: Settings, adapter: str | None) ->
     """What scores depend on."""
     about = {"questions": file_sha256(settings.questions), "limit": settings.limit, "adapter": adapter}
     return {**_common_key(candidate, settings), **about, "trains": settings.train is not None}
-
-
-def _files(base: str) -> dict[str, Any]:
-    """A local base's files, so that another one in the same folder is not taken for it; a hub's are not there before they are
-    loaded."""
-    return identify_files(base) if Path(base).is_dir() else {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -29,35 +29,46 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         InputError: the disk is full or the folder can't be written; the half-written file is removed.
     """
-    with _beside(path) as beside:
-        _fill(beside, write)
-        beside.replace(path)
+    with _removed_unless_done([path]):
+        _fill_beside(path, write)
+        with _told_of(path):
+            _beside(path).replace(path)
+
+
+def _beside(path: Path) -> Path:
+    """The name to write under before the rename."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _fill_beside(path: Path, write: Callable[[Path], None]) -> None:
+    with _told_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(_beside(path))
+        with _beside(path).open("rb") as file:
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """The name to write under before the rename; whatever is left there is removed, and an OSError becomes a line."""
-    beside = _beside_name(path)
+def _told_of(path: Path) -> Iterator[None]:
+    """Turns an OSError into a line that names the file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
+        yield
     except OSError as error:
         raise InputError(
             f"{path}: can't be written ({error.strerror or error}); nothing was changed, free or choose another place"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # where the folder itself is the trouble, nothing was written in it
-            beside.unlink()
 
 
-def _beside_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _fill(beside: Path, write: Callable[[Path], None]) -> None:
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def _removed_unless_done(paths: Sequence[Path]) -> Iterator[None]:
+    """Removes what was written beside these files if anything goes wrong, Ctrl-C too."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            with contextlib.suppress(OSError):  # where the folder itself is the trouble, nothing was written in it
+                _beside(path).unlink()
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -215,8 +226,9 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         InputError: its folder can't be written.
     """
     held = path.with_name(f".{path.name}.lock")
-    own, made = FileLock(held, timeout=wait), [folder for folder in held.parents if not folder.exists()]
+    own, made = FileLock(held, timeout=wait), []
     try:
+        made = [folder for folder in held.parents if not folder.exists()]
         held.parent.mkdir(parents=True, exist_ok=True)
         own.acquire()
     except Timeout as error:
@@ -253,7 +265,8 @@ class Outputs:
     def write(self, writers: Sequence[Callable[[Path], None]], before_done: Callable[[], None] = lambda: None) -> None:
         """Writes all files beside, then gives them their names, the mark last: all of them or none, but for a kill.
 
-        A kill between two renames is finished by the next command: a note of what is being renamed lies there until it is done.
+        A kill or Ctrl-C between two renames is finished by the next command: a note of what is being renamed lies there until it is
+        done.
 
         Args:
             writers: one a path, each fills the file whose path it gets.
@@ -262,22 +275,23 @@ class Outputs:
         Raises:
             InputError: one can't be written; none is then.
         """
-        with contextlib.ExitStack() as stack:
-            besides = [stack.enter_context(_beside(path)) for path in self.paths]
-            for beside, write in zip(besides, writers, strict=True):
-                _fill(beside, write)
-            hashes = {path.name: file_sha256(beside) for path, beside in zip(self.paths, besides, strict=True)}
+        with _removed_unless_done(self.paths):
+            for path, write in zip(self.paths, writers, strict=True):
+                _fill_beside(path, write)
+            hashes = {path.name: file_sha256(_beside(path)) for path in self.paths}
             write_json(self._note, {"command": self.command, "files": hashes})
-            self._rename()
-        before_done()
-        self._note.unlink()
-
-    def _rename(self) -> None:
-        """Gives the files beside their names. The old mark goes first: no set is ever taken for whole that is half new."""
-        self.paths[-1].unlink(missing_ok=True)
-        for path in self.paths:
-            if (beside := _beside_name(path)).exists():
-                beside.replace(path)
+        try:
+            if len(self.paths) > 1:  # no set is ever taken for whole that is half new
+                self.paths[-1].unlink(missing_ok=True)
+            for path in self.paths:
+                _beside(path).replace(path)
+            before_done()
+            self._note.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{self.paths[-1]}: what is written beside can't get its name ({error.strerror or error}); mend it and run the same "
+                "command again"
+            ) from error
 
     @property
     def _note(self) -> Path:
@@ -297,21 +311,18 @@ class Outputs:
         note = _read_note(self._note)
         if note is None:
             for path in self.paths:
-                _beside_name(path).unlink(missing_ok=True)
+                _beside(path).unlink(missing_ok=True)
             return set()
         hashes: dict[str, str] = note["files"]
         named = {path for path in self.paths if path.is_file() and file_sha256(path) == hashes.get(path.name)}
         if note["command"] == self.command:
             return named
         waiting = [path for path in self.paths if path not in named]
-        if all(_has_hash(_beside_name(path), hashes.get(path.name)) for path in waiting):
-            self._rename_waiting(waiting)
+        if all(_has_hash(_beside(path), hashes.get(path.name)) for path in waiting):
+            for path in waiting:
+                _beside(path).replace(path)
+            self._note.unlink()
         return set()
-
-    def _rename_waiting(self, waiting: Sequence[Path]) -> None:
-        for path in waiting:
-            _beside_name(path).replace(path)
-        self._note.unlink()
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
@@ -351,10 +362,7 @@ def claim_outputs(
     """
     inputs = tuple(inputs)
     outputs = Outputs(tuple(paths), hashlib.sha256(repr(command).encode("utf-8", "backslashreplace")).hexdigest())
-    for path in paths:
-        require_no_input(path, inputs, flag)
-        if path.is_dir():
-            raise InputError(f"{flag}: {path} is a folder, where a file is to be written; choose another {flag}")
+    require_no_input(paths, inputs, flag)
     with lock(paths[-1], "output"):
         unfinished = outputs.settle()
         if found := [str(path) for path in paths if path.exists() and path not in unfinished]:
@@ -368,21 +376,50 @@ def claim_outputs(
         yield outputs
 
 
-def require_no_input(output: Path, inputs: Iterable[Path | str | None], flag: str) -> None:
-    """Raises InputError if an output is one of the inputs, by its resolved path or as the same file under another name."""
-    for given in inputs:
-        if given is None:
-            continue
-        path = Path(given)
-        same = output.resolve() == path.resolve()
-        if same or (output.exists() and path.exists() and output.samefile(path)):
-            raise InputError(f"{flag}: {output} is the input {path} itself; choose another {flag}")
+def require_no_input(outputs: Iterable[Path], inputs: Iterable[Path | str | None], flag: str) -> None:
+    """Sees to it that no output takes the place of an input, by its resolved path or as the same file under another name.
+
+    Args:
+        outputs: files.
+        inputs: files or folders; None for what is not given.
+        flag: that named the output.
+
+    Raises:
+        InputError: one does, is a folder, or can't be looked at.
+    """
+    given = [Path(path) for path in inputs if path is not None]
+    for output in outputs:
+        try:
+            same = [path for path in given if _is_same(output, path)]
+        except OSError as error:
+            raise InputError(
+                f"{flag}: {output} can't be written ({error.strerror or error}); choose another {flag}"
+            ) from error
+        if same:
+            raise InputError(f"{flag}: {output} is the input {same[0]} itself; choose another {flag}")
+        if os.path.isdir(output):
+            raise InputError(f"{flag}: {output} is a folder, where a file is to be written; choose another {flag}")
+
+
+def _is_same(output: Path, path: Path) -> bool:
+    same = os.path.realpath(output) == os.path.realpath(path)
+    return same or (os.path.exists(output) and os.path.exists(path) and output.samefile(path))
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a folder, or a link to one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_all(paths: Iterable[Path]) -> None:
+    """Removes those that are there."""
+    for path in paths:
+        remove(path)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed writers have left in a folder of ours and below: files that never got their names."""
-    for path in folder.rglob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    remove_all(folder.rglob(".*.tmp"))

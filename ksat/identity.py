@@ -10,7 +10,7 @@ from ksat.files import file_sha256
 # What transformers reads of a base's folder.
 _PATTERNS = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-    "merges.txt", "*.model", "chat_template*", "*.py",
+    "merges.txt", "*.model", "chat_template*", "*.py", "adapter_config.json",  # which transformers puts on the base
 )  # fmt: skip
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -46,9 +46,14 @@ def identify_files(base: str) -> dict[str, Any]:
     }
 
 
+def identify_local(base: str) -> dict[str, Any]:
+    """identify_files of a local folder, {} of any other base: a hub's files are not there before they are loaded."""
+    return identify_files(base) if base and Path(base).is_dir() else {}
+
+
 def name_difference(known: dict[str, str], found: dict[str, str]) -> str:
-    """In what a base differs from the known one, in a few words: "" if in nothing, or if nothing is known."""
-    if not known or known == found:
+    """In what a base differs from the known one, in a few words: "" if in nothing, or if nothing is known of one."""
+    if not known or not found or known == found:
         return ""
     if {*known, *found} == {"revision"}:
         return f"revision {found['revision'][:12]}, not {known['revision'][:12]}"

@@ -26,7 +26,14 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], *, pack_tokens: int, part: int = 0, overwrite: bool = False
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        pack_tokens: int,
+        part: int = 0,
+        num_parts: int = 1,
+        overwrite: bool = False,
     ) -> None:
         """Opens part `part` of the journal at `path`.
 
@@ -35,6 +42,7 @@ class Journal:
             settings: all that the scores depend on.
             pack_tokens: of this call, for a new journal.
             part: number of this process.
+            num_parts: of all processes.
             overwrite: drop what was scored with other settings.
 
         Raises:
@@ -47,19 +55,25 @@ class Journal:
         self._key = json.dumps(self._settings, sort_keys=True)
         kept: list[str] = []
         for other in _parts(path):
-            lines = self._read_part(other, overwrite=overwrite)
+            number = int(other.name.rpartition(".")[2])
+            is_own = number == part or (part == 0 and number >= num_parts)
+            lines = self._read_part(other, is_own=is_own, overwrite=overwrite)
             if other == self.path:
                 kept = lines
         first = json.dumps({"settings": self._settings, "pack_tokens": self.pack_tokens})
         write_text(self.path, "".join([f"{_digest(first, '')} {first}\n", *kept]))
 
-    def _read_part(self, part: Path, *, overwrite: bool) -> list[str]:
-        """Takes the scores of a part; returns the lines that hold them."""
-        # Bytes that are no text become characters that no line of ours has.
-        first, *lines = part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+    def _read_part(self, part: Path, *, is_own: bool, overwrite: bool) -> list[str]:
+        """Takes the scores of a part; returns the lines that hold them. All processes read, and its own alone sets it aside."""
+        try:
+            # Bytes that are no text become characters that no line of ours has.
+            text = part.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:  # its own process has just set it aside
+            return []
+        first, *lines = text.splitlines(keepends=True) or [""]
         header = _content(first, "")
         if header is None:
-            if first.endswith("\n"):  # else a kill cut it, and nothing stands behind it
+            if first.endswith("\n") and is_own:  # else a kill cut it, and nothing stands behind it
                 aside = part.with_name(f"{part.name}.garbled")
                 part.replace(aside)
                 _say(f"{part} is garbled: it is set aside as {aside.name}, and its questions are scored again")

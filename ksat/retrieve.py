@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     """Fills the column and prints how many rows got what."""
     args = build_parser().parse_args(argv)
     inputs = [args.corpus, args.questions]
-    require_no_input(args.out, inputs, "--out")
+    require_no_input([args.out], inputs, "--out")
     if args.out.is_file() and args.overwrite and "context" not in read_csv_rows(args.out)[0]:
         raise InputError(f"--out {args.out}: has no column 'context', so it is none of ours; take another name")
     with claim_outputs([args.out], inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:

@@ -9,23 +9,22 @@ anew, and whatever has the place keeps it until the new run is complete.
 """
 
 import contextlib
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ksat.errors import InputError
-from ksat.files import LockedError, file_sha256, lock, read_json, remove_leftovers, require_name, write_json
+from ksat.files import LockedError, file_sha256, lock, read_json, remove_all, remove_leftovers, require_name, write_json
 from ksat.sealed import read_sealed
 
 CHECKPOINTS = Path("checkpoints")
 # All that our runs hold; what holds anything else is not ours to delete.
-_OURS = re.compile(
-    r"run\.json|settings\.json|adapter|metrics\.json|validation\.probs\.csv|log\.jsonl|folds\.csv"
-    r"|trainer|progress\.json|epoch-\d+|\..*\.tmp"
-)
-_ONLY_WHILE_TRAINING = ("trainer", "progress.json", "epoch-*")
+_ONLY_WHILE_TRAINING = r"trainer|progress\.json|epoch-\d+"
+_NAMES = rf"run\.json|settings\.json|adapter|metrics\.json|validation\.probs\.csv|log\.jsonl|folds\.csv|{_ONLY_WHILE_TRAINING}"
+_LEFTOVER = rf"\.(?:{_NAMES})\.tmp"  # of a writer that was killed
 SEAL = "complete"  # in a sealed folder: the SHA-256 of each other file
 
 
@@ -59,14 +58,19 @@ class RunFolder:
         """Whether something has the place; an empty folder has not."""
         return self.place.is_file() or (self.place.exists() and any(self.place.iterdir()))
 
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether there is something to settle beside a finished run, or in it."""
+        return self.new.exists() or self.old.exists() or (_is_run(self.place) and bool(_training_files(self.place)))
+
     def settle(self) -> None:
         """Does all that is left to do once a run is complete, or that a kill has left: call it with the run's lock held.
 
         A complete run that was built beside takes its place, the one that it replaces is deleted, and what only training
-        needs goes. It may be killed anywhere, and goes on when it is called again.
+        needs goes. It may be killed anywhere, and goes on when it is called again. What is no run stays as it is.
 
         Raises:
-            InputError: what would be deleted is no run, or the disk refuses.
+            InputError: what would be replaced is no run, or the disk refuses.
         """
         try:
             if (self.new / "run.json").exists():
@@ -77,16 +81,17 @@ class RunFolder:
                 remove_run(self.old)
             elif self.old.exists():
                 self.old.replace(self.place)
-            if (self.place / "run.json").exists():
-                _remove_training_files(self.place)
             for folder in (self.place, self.new):
-                remove_leftovers(folder)
+                if _is_run(folder):
+                    _tidy(folder)
         except OSError as error:
+            waits = f", the new run waits in {self.new}" if self.new.exists() else ""
             raise InputError(
-                f"{self.place}: can't be replaced ({error.strerror or error}); mend it, the new run waits in {self.new}"
+                f"{self.place}: can't be put in order ({error.strerror or error}); mend it{waits}"
             ) from error
 
     def _take_place(self) -> None:
+        require_run(self.new)
         if self.place.exists():
             if self.old.exists():
                 remove_run(self.old)
@@ -103,7 +108,7 @@ def claim_run(name: str, *, flag: str = "--run") -> Iterator[RunFolder]:
         InputError: no name for a folder, or another process is at work on the run.
     """
     run = RunFolder(CHECKPOINTS / require_name(flag, name))
-    with lock(run.place, "run"):
+    with _lock(run.place):
         run.settle()
         yield run
 
@@ -131,26 +136,35 @@ def settle_run(place: Path) -> None:
         InputError: see RunFolder.settle.
     """
     run = RunFolder(place)
-    if any(path.exists() for path in (run.place, run.new, run.old)):
-        with contextlib.suppress(LockedError), lock(place, "run"):
+    if run.has_leftovers:
+        with contextlib.suppress(LockedError), _lock(place):
             run.settle()
 
 
-def require_replaceable(place: Path) -> None:
-    """Sees to it that a run of other settings can be trained in the place of this one.
+def require_replaceable(places: Sequence[Path]) -> list[Path]:
+    """Sees to it that runs of other settings can be trained in the places of these; returns those that something has.
 
-    The finished or interrupted run stays until then; one in the making beside it is dropped, since it would be gone on with.
+    The finished or interrupted runs stay until then; one in the making beside a place is dropped, since it would be gone on with.
 
     Raises:
-        InputError: what has the place is no run, or another process is at work on it.
+        InputError: what has a place is no run, or another process is at work on it; nothing is dropped then.
     """
-    with lock(place, "run"):
-        run = RunFolder(place)
-        run.settle()
-        if run.is_taken:
-            require_run(place)
-        if run.new.exists():
-            remove_run(run.new)
+    runs = [RunFolder(place) for place in places]
+    with contextlib.ExitStack() as held:
+        for run in runs:
+            held.enter_context(_lock(run.place))
+            run.settle()
+            if run.is_taken:
+                require_run(run.place)
+        for run in runs:
+            if run.new.exists():
+                remove_run(run.new)
+    return [run.place for run in runs if run.is_taken]
+
+
+def _lock(place: Path) -> contextlib.AbstractContextManager[None]:
+    """Of a run, which may have two names."""
+    return lock(Path(os.path.realpath(place)), "run")
 
 
 def next_step(place: Path, *, replaced: bool) -> str | None:
@@ -177,20 +191,29 @@ def next_step(place: Path, *, replaced: bool) -> str | None:
 
 
 def require_run(folder: Path) -> None:
-    """Raises InputError unless all in the folder is ours, and it is a run, or empty."""
+    """Raises InputError unless all in the folder is ours, and it is a run, or nothing was finished in it."""
     _require_ours(folder)
     marks = [folder / name for name in ("run.json", "settings.json") if (folder / name).exists()]
-    if any(folder.iterdir()) and not any(map(_is_our_mark, marks)):
+    holds = any(not re.fullmatch(_LEFTOVER, path.name) for path in folder.iterdir())
+    if holds and not any(map(_is_our_mark, marks)):
         raise InputError(f"{folder}: is no run of ours, and is not replaced; move it away, or choose another --run")
 
 
 def _require_ours(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder of a run, and is not replaced; move it away, or choose another --run")
-    if others := sorted(path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)):
+    if others := sorted(path.name for path in folder.iterdir() if not re.fullmatch(f"{_NAMES}|{_LEFTOVER}", path.name)):
         raise InputError(
             f"{folder}: holds {others[0]!r}, which is not of a run, and is not replaced; move it away, or choose another --run"
         )
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        require_run(folder)
+    except InputError:
+        return False
+    return True
 
 
 def _is_our_mark(path: Path) -> bool:
@@ -214,14 +237,26 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _remove_training_files(folder: Path) -> None:
-    """Removes what only --resume needs."""
-    for pattern in _ONLY_WHILE_TRAINING:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+def _tidy(folder: Path) -> None:
+    """Gives what was written to its end its name, and removes what else a kill has left, and what only --resume needs."""
+    for beside in folder.glob(".epoch-*.tmp"):
+        kept = folder / beside.name[1:].removesuffix(".tmp")
+        if is_sealed(beside) and not kept.exists():
+            beside.replace(kept)
+    remove_all(_training_files(folder))
+    remove_leftovers(folder)
+
+
+def _training_files(folder: Path) -> list[Path]:
+    """What only --resume needs, in a finished run."""
+    if not (folder / "run.json").exists():
+        return []
+    return [path for path in folder.iterdir() if re.fullmatch(_ONLY_WHILE_TRAINING, path.name)]
+
+
+def kept_epochs(folder: Path) -> list[Path]:
+    """Folders in a run in the making with the adapters of epochs that are or were the best."""
+    return [path for path in folder.iterdir() if re.fullmatch(r"epoch-\d+", path.name)]
 
 
 def seal(folder: Path) -> None:
@@ -237,10 +272,9 @@ def is_sealed(folder: Path) -> bool:
 def damaged_file(folder: Path) -> str | None:
     """The first file of a sealed folder that is not as it was when it was sealed, None if all are."""
     try:
-        sealed = read_json(folder / SEAL)
-    except InputError:
+        sealed, found = read_json(folder / SEAL), _hashes(folder)
+    except InputError:  # the seal is cut, or a file can't be read
         return SEAL
-    found = _hashes(folder)
     return next((name for name in sorted({*sealed, *found}) if sealed.get(name) != found.get(name)), None)
 
 

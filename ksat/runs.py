@@ -1,5 +1,6 @@
 """run.json and settings.json: what a finished run tells inference, and what --resume goes on with; both guard their own content."""
 
+import contextlib
 import math
 import platform
 import sys
@@ -116,7 +117,7 @@ SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
     "limit": or_none(whole(1)),
     "seed": whole(0, 2**32 - 1),
     "report_to": TEXT,
-    "rank": whole(1),
+    "rank": whole(1, 8192),
     "alpha": number(lambda value: 0 < value < math.inf, "above 0"),
     "dropout": number(lambda value: 0 <= value < 1, "0 to 1"),
     "rslora": (lambda value: isinstance(value, bool), "true or false"),
@@ -150,8 +151,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: no such folder, not finished, edited, of another version, or its adapter is missing, cut or changed.
     """
-    if not folder.is_dir():
-        settle_run(folder)  # a kill between two renames may have left it beside its place
+    # A kill may have left it beside its place, or others beside it; a whole run is read from where nothing can be written, too.
+    with contextlib.suppress(InputError) if folder.is_dir() else contextlib.nullcontext():
+        settle_run(folder)
     if not folder.is_dir():
         raise InputError(f"--ckpt {folder}: no such folder; expected checkpoints/<run> as train.py writes it")
     path = folder / "run.json"
@@ -183,6 +185,16 @@ def read_run(folder: Path) -> Run:
             f"note: {folder} is of an earlier version: whether its settings were edited can't be told", file=sys.stderr
         )
     return run
+
+
+def require_same_run(folder: Path, run: Run) -> None:
+    """Call it when all of a run has been read.
+
+    Raises:
+        InputError: another run has taken its place meanwhile.
+    """
+    if read_run(folder) != run:
+        raise InputError(f"{folder}: another run took its place while it was read; run the same command again")
 
 
 def _upgrade(fields: Mapping[str, Any], config: Path) -> dict[str, Any]:

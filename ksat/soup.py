@@ -8,6 +8,7 @@ what the members' ranks cost together. Only runs with one base, prompt and way o
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from ksat.adapter_mean import Member, Soup, mean_adapter, read_member, require_one_kind
+from ksat.blending import check_weights
 from ksat.errors import InputError, exit_code
 from ksat.files import file_sha256, write_atomic, write_json
 from ksat.flags import ArgumentParser, file_name, number, positive
 from ksat.run_folders import RunFolder, claim_run, remove_run, require_run
-from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, SCALE_RANGE, Run, library_versions, write_run
+from ksat.runs import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    CONFIG_FILE,
+    SCALE_RANGE,
+    Run,
+    library_versions,
+    require_same_run,
+    write_run,
+)
 
 SCALE_TOLERANCE = 1e-6
 
@@ -140,7 +151,7 @@ def _positive_number(text: str) -> float:
 
 
 def _scale(text: str) -> float:
-    value, (low, high) = float(text), SCALE_RANGE
+    value, (low, high) = number(text), SCALE_RANGE
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{text} is not a number from {low:g} to {high:g}")
     return value
@@ -156,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _require_free(args: argparse.Namespace, place: RunFolder) -> None:
     """Raises InputError if the soup would replace one of its members, or anything unasked, or what is no run."""
-    if place.place.resolve() in [Path(member).resolve() for member in args.runs]:
+    if os.path.realpath(place.place) in map(os.path.realpath, args.runs):
         raise InputError(f"--run {args.run}: is one of the runs to average; take another name")
     if (place.is_taken or place.new.exists()) and not args.overwrite:
         raise InputError(f"--run {args.run}: {place.place} exists; take another name, or --overwrite")
@@ -166,14 +177,13 @@ def _require_free(args: argparse.Namespace, place: RunFolder) -> None:
 
 def _average(args: argparse.Namespace, place: RunFolder) -> None:
     folder, folders = place.place, [Path(run) for run in args.runs]
-    given = args.weights or [1.0] * len(folders)
-    if len(given) != len(folders):
-        raise InputError(f"--weights: {len(given)} weights for {len(folders)} runs; name one for each")
+    weights = check_weights(args.weights, len(folders))
     members = [read_member(member) for member in folders]
     require_one_kind(members)
     scale = common_scale(members, args.scale)
-    weights = [weight / sum(given) for weight in given]
     soup = mean_adapter(members, weights, args.rank)
+    for member in members:
+        require_same_run(member.folder, member.run)
     write_soup(place, soup, soup_run(members, weights, soup, scale), members[0].config)
     ranks = "+".join(str(member.rank) for member in members)
     kept = "the exact mean" if args.rank is None else (

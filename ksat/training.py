@@ -2,6 +2,7 @@
 questions, split into as few packs as the token budget allows. Import it after models.import_engine."""
 
 import contextlib
+import errno
 import json
 import re
 import shutil
@@ -415,7 +416,13 @@ def _write_failure(error: Exception) -> str | None:
     text = (str(error).splitlines() or [type(error).__name__])[0]
     by_torch = isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error))
     by_tokenizers = type(error) is Exception and "(os error " in text
-    return text if isinstance(error, OSError | SafetensorError) or by_torch or by_tokenizers else None
+    by_disk = (
+        isinstance(error, OSError) and error.errno in _DISK_ERRORS
+    )  # no server that can't be reached, no file that is missing
+    return text if by_disk or isinstance(error, SafetensorError) or by_torch or by_tokenizers else None
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def train(

@@ -16,9 +16,35 @@ from ksat.language_model import LanguageModel
 from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
 from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question, passage_key
-from ksat.run_folders import damaged_file, is_sealed, seal
+from ksat.run_folders import damaged_file, is_sealed, kept_epochs, seal
+from ksat.runs import SCALE_RANGE
 from ksat.scoring import FloatArray, choice_probs, score_questions
-from ksat.sealed import read_sealed, write_sealed
+from ksat.sealed import Rule, number, or_none, read_sealed, whole, write_sealed
+
+
+def _progress_rules(has_rows: bool) -> dict[str, Rule]:
+    """Of progress.json, with or without validation rows."""
+
+    def is_metrics(value: Any) -> bool:
+        loss = value.get("log_loss") if isinstance(value, dict) else None
+        return isinstance(loss, dict) and type(loss.get("value")) in (int, float)
+
+    def are_epochs(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(entry, dict) and type(entry.get("epoch")) is int and is_metrics(entry) == has_rows
+            for entry in value
+        )
+
+    metrics: Rule = (is_metrics if has_rows else lambda value: value is None, "metrics" if has_rows else "null")
+    return {
+        "scale": number(lambda value: 1 <= value <= SCALE_RANGE[1], "1 to 1000"),
+        "fitted_scale": or_none(number(lambda value: SCALE_RANGE[0] <= value <= SCALE_RANGE[1], "0.01 to 1000")),
+        "control": metrics,
+        "control_scale_1": metrics,
+        "random": (lambda value: value is None or isinstance(value, dict), "metrics, or null"),
+        "epochs": (are_epochs, "epochs with their metrics"),
+        "best_epoch": whole(0),
+    }
 
 
 class Validation:
@@ -54,9 +80,10 @@ class Validation:
     def _recall(self) -> dict[str, Any]:
         """What an interrupted run knew. Where that is damaged, or the best epoch's adapter, the first step comes next again."""
         try:
-            progress = read_sealed(self.path, None, "it is not used")
+            progress = read_sealed(self.path, _progress_rules(bool(self.questions)), "it is not used")
             best = self.folder / f"epoch-{progress['best_epoch']}"
-            if not progress["epochs"] or (is_sealed(best) and damaged_file(best) is None):
+            is_known = progress["best_epoch"] in [entry["epoch"] for entry in progress["epochs"]]
+            if not progress["epochs"] or (is_known and is_sealed(best) and damaged_file(best) is None):
                 return progress
             damage = f"{best}: damaged"
         except InputError as error:
@@ -137,7 +164,7 @@ class Validation:
             beside.replace(kept)
         self._write()
         if processes.is_main():
-            for other in self.folder.glob("epoch-*"):
+            for other in kept_epochs(self.folder):
                 if other.name != f"epoch-{self.best_epoch}":
                     shutil.rmtree(other)
         return self._patience_ended()

@@ -158,7 +158,7 @@ def test_blend_refuses_what_check_weights_would_not_give(
 def test_weights() -> None:
     assert check_weights(None, 4) == [0.25] * 4
     assert check_weights([3, 1], 2) == [0.75, 0.25]
-    with pytest.raises(InputError, match="--weights: 1 given for 2 files; give one for each"):
+    with pytest.raises(InputError, match="--weights: 1 given for 2 members; give one for each"):
         check_weights([1], 2)
     for bad in (0.0, -1.0, NAN, float("inf")):
         with pytest.raises(InputError, match=f"--weights {bad}: must be positive and finite"):

@@ -45,10 +45,12 @@ ROW = [0.5, 0.5, NAN, NAN, NAN]
 
 
 def test_what_is_said_of_weights() -> None:
-    assert said(lambda: check_weights([1.0], 2)) == "--weights: 1 given for 2 files; give one for each, in their order"
+    assert (
+        said(lambda: check_weights([1.0], 2)) == "--weights: 1 given for 2 members; give one for each, in their order"
+    )
     for bad in (0.0, -1.0, NAN, math.inf):
         assert said(lambda bad=bad: check_weights([1.0, bad, -5.0], 3)) == (
-            f"--weights {bad}: must be positive and finite; to leave a file out, do not name it"
+            f"--weights {bad}: must be positive and finite; to leave a member out, do not name it"
         )
     assert check_weights([1e308, 1e308, 2e307], 3) == pytest.approx([1 / 2.2, 1 / 2.2, 0.2 / 2.2])
     assert check_weights([5e-324, 5e-324], 2) == [0.5, 0.5]

@@ -123,6 +123,10 @@ def test_one_run_leaves_its_figures_alone(here: Path, capsys: pytest.CaptureFixt
     compare.main(["good-oof.probs.csv", "--answers", "gold.csv", "--out", "one"])
     assert [path.name for path in (here / "comparisons/one").iterdir()] == ["comparison.md"]
     assert capsys.readouterr().out.endswith("wrote comparison.md in comparisons/one\n")
+    compare.main(["good-oof.probs.csv", "poor-oof.probs.csv", "--answers", "gold.csv", "--out", "one", "--overwrite"])
+    assert len(list((here / "comparisons/one").iterdir())) == 3
+    compare.main(["good-oof.probs.csv", "--answers", "gold.csv", "--out", "one", "--overwrite"])
+    assert [path.name for path in (here / "comparisons/one").iterdir()] == ["comparison.md"]  # no pairs of other runs
 
 
 def test_macro_f1_may_pick_another_two(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +93,58 @@ def make_fold(plan: crossval.CrossValidation, fold: int, content: str) -> None:
         (folder / name).write_text(json.dumps({"base": "b", "content": content}))
 
 
+def read_fold(folder: Path) -> SimpleNamespace:
+    """What --all looks at of make_fold's."""
+    return SimpleNamespace(settings=read_json(folder / "run.json"))
+
+
+def test_folds_of_two_kinds_are_not_joined(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another card chose another base in the middle: the first fold that differs is the last that is trained."""
+    plan = crossval.CrossValidation("cv", 3, (), {"flags": [], "files": {}}, Path("checkpoints"))
+    trained: list[int] = []
+
+    def run_script(command: list[str], log: Path) -> str:
+        trained.append(int(command[4][-1]))
+        make_fold(plan, trained[-1], f"of fold {trained[-1]}")
+        return ""
+
+    monkeypatch.setattr(crossval, "run_script", run_script)
+    monkeypatch.setattr(crossval, "read_run", read_fold)
+    message = r"cv-fold1: its content is 'of fold 1', that of checkpoints/cv-fold0 'of fold 0'"
+    for _ in range(2):  # also where it is finished already
+        with pytest.raises(InputError, match=message):
+            crossval.train_folds(plan)
+    assert trained == [0, 1]
+
+
+def test_what_is_not_there_is_not_replaced(here: Path) -> None:
+    """Else a fold that a kill cut off in its place would be started anew."""
+    plan = crossval.CrossValidation("cv", 2, (), {"flags": [], "files": {}}, Path("checkpoints"))
+    make_fold(plan, 0, "old")
+    assert crossval._start(plan, overwrite=True) == ["cv-fold0", "cv-oof.probs.csv"]
+    assert crossval._start(plan, overwrite=False) == ["cv-fold0", "cv-oof.probs.csv"]
+    plan.mark.write_text('{"key": {"flags": [], "files": {}}, "replaced": null}')
+    with pytest.raises(InputError, match="'replaced' is no list; the file was edited"):
+        crossval._start(plan, overwrite=False)
+
+
+def test_another_prompt_or_base_is_another_cross_validation(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crossval, "run_script", lambda *_: "stopped here")
+    base = shutil.copytree(base_folder(), "base")
+    Path("p.md").write_text("[user]\n{passage}\n{question}{question_plus}\n{choices}\n{labels}\n")
+    flags = ["--train", "train.csv", "--base", str(base), "--folds", "2", "--all", "--run", "cv", "--prompt", "p.md"]
+    with pytest.raises(InputError, match="stopped here; mend it and run the same command again, without --overwrite"):
+        train.main(flags)
+    for path in (Path("p.md"), Path(base, "config.json")):
+        before = path.read_text()
+        path.write_text(before + "\n")
+        with pytest.raises(InputError, match="was started with other settings or files"):
+            train.main(flags)
+        path.write_text(before)
+    with pytest.raises(InputError, match="was started with other settings or files"):  # its time is another
+        train.main(flags)
+
+
 def test_overwrite_keeps_every_fold_until_its_new_one_is_complete(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +163,7 @@ def test_overwrite_keeps_every_fold_until_its_new_one_is_complete(
         return [read_json(plan.folder(fold) / "run.json")["content"] for fold in (0, 1)]
 
     monkeypatch.setattr(crossval, "run_script", run_script)
+    monkeypatch.setattr(crossval, "read_run", read_fold)
     for fold in (0, 1):
         make_fold(plan, fold, "old")
     with pytest.raises(InputError, match="checkpoints/cv-fold0 exists and is not its fold"):
@@ -160,6 +216,8 @@ def test_out_of_fold_files_of_something_else_are_kept(here: Path, monkeypatch: p
     plan.oof.unlink()
     crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=True)
     assert read_probs(plan.oof).ids == joined[0].ids
+    plan.oof.with_suffix(".json").write_text("cut")
+    crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=True)
     crossval.cross_validate(plan, Path("train.csv"), limit=None, overwrite=False)  # its own are written again
     assert read_json(plan.oof.with_suffix(".json")) == report
     other = replace(plan, key={"flags": ["--seed", "1"], "files": {}}, checkpoints=Path("others"))
@@ -230,5 +288,10 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     with Path("reports/train-suspicious.csv").open() as file:
         (suspect,) = csv.DictReader(file)
     assert (suspect["id"], suspect["answer"], float(suspect["prob"])) == (wrong, str(questions[3].answer), 0.0)
+    train.main([*report, "--overwrite"])
+    assert os.listdir("reports") == ["train.md"]  # not beside suspects of an older report
+    Path("reports/train.md").write_text("[user]\n{passage}{question}{question_plus}{choices}{labels}")
+    with pytest.raises(InputError, match="reports/train.md is the input reports/train.md itself"):
+        train.main([*report, "--overwrite", "--prompt", "reports/train.md"])
     with pytest.raises(InputError, match="oof.probs.csv: 18 of the rows are no labelled rows of more.csv"):
         train.main(["--train", "more.csv", "--base", str(base_folder()), "--data-report", "--oof", "oof.probs.csv"])

@@ -46,6 +46,22 @@ def test_what_a_killed_conversion_left_is_removed_by_the_next(cache: Path) -> No
     assert names(cache) == {own, f"embedded-small-{EMBEDDED['embedded-small'].sha256[:12]}-1"}
 
 
+def test_what_was_left_beside_a_whole_one_goes_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = embedded_path("embedded")
+    for name in (f".{folder.name}.tmp", ".embedded-abc_1234"):
+        (cache / name).mkdir()
+        (cache / name / "model.gguf").write_bytes(b"half")
+
+    def refused(_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded.shutil, "rmtree", refused)
+        assert embedded_path("embedded") == folder
+    assert embedded_path("embedded") == folder
+    assert names(cache) == {folder.name}
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "marker"])
 def test_a_converted_base_that_is_not_whole_is_converted_again(cache: Path, damage: str) -> None:
     folder = embedded_path("embedded")
@@ -85,3 +101,19 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     with pytest.raises(InputError, match=r"the embedded model can't be stored \(Exception: No space left .*KSAT_CACHE"):
         embedded_path("embedded-small")
     assert names(cache) == set()
+
+
+def test_what_is_asked_of_a_gguf_file_is_read_once_and_only_while_it_is_converted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import gguf
+
+    reads = []
+    monkeypatch.setattr(gguf, "GGUFReader", reads.append)
+    with pytest.raises(ZeroDivisionError), embedded._read_once():
+        gguf.GGUFReader("a")
+        gguf.GGUFReader("a")
+        raise ZeroDivisionError
+    assert reads == ["a"]
+    gguf.GGUFReader("a")
+    assert reads == ["a", "a"]

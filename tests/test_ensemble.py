@@ -152,7 +152,7 @@ def test_metrics_with_passages_from_the_test_or_single_rows(folder: Path, capsys
         ("--log labels.csv --oof a.probs.csv", "--oof needs --answers"),
         ("--log a.probs.csv", "a.probs.csv: a probability file where only `id,answer` is expected"),
         ("--log labels.csv --check labels.csv", "--check and --log are two jobs"),
-        ("a.probs.csv b.probs.csv --out x --weights 1", "--weights: 1 given for 2 files"),
+        ("a.probs.csv b.probs.csv --out x --weights 1", "--weights: 1 given for 2 members"),
         ("a.probs.csv b.probs.csv --out x --weights 1 0", "--weights 0.0: must be positive"),
         ("a.probs.csv labels.csv --out x", "labels.csv: labels only, which do not tell the number of choices"),
         ("a.probs.csv --out x --answers b.probs.csv", "b.probs.csv: a probability file; its 'answer' is a prediction"),

@@ -122,6 +122,7 @@ def test_a_child_s_words_reach_its_log_whatever_the_console(
     monkeypatch.setattr(children, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     assert children.run_script(["script.py"], tmp_path / "log") == "나쁨 é"
+    assert children.run_script(["script.py"], Path("/dev/full")) == "나쁨 é"  # a full disk under the log
     assert (tmp_path / "log").read_text(encoding="utf-8") == "가 ⟦1⟧ 👍\nerror: 나쁨 é\n"
 
 

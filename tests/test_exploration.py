@@ -20,6 +20,7 @@ import inference
 from ksat import exploration
 from ksat.errors import InputError, exit_code
 from ksat.exploration import Candidate, parse_candidates
+from ksat.files import write_json
 from ksat.questions import read_questions
 
 ROOT = Path(__file__).parent.parent
@@ -180,7 +181,6 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.exists()
     before = (run / "run.json").read_bytes()
     exploration.require_same(candidate, replace(other, overwrite=True))
-    assert not Path(f"explorations/apart-tuned/{slug}.done.json").exists()
     ran: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:  # the older run stays until the new one is complete
         patch.setattr(exploration, "run_script", lambda command, log: ran.append(command) or "stopped here")
@@ -230,6 +230,47 @@ def test_bad_flags_are_refused_before_any_work(here: Path, flags: list[str], mat
     with pytest.raises(InputError, match=match):
         explore.main(flags)
     assert not Path("explorations/a").exists()
+
+
+def test_what_is_there_and_is_no_exploration_stays(here: Path) -> None:
+    for name in ("exploration.csv", "exploration.md", "exploration.png"):
+        path = Path("explorations") / name.replace(".", "-") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        flags = ["--score", "valid.csv", "--bases", "nobody/nothing", "--out", path.parent.name, "--overwrite", *CPU]
+        with pytest.raises(InputError, match=f"{name} exists and is of no exploration of ours"):
+            explore.main(flags)
+        assert path.read_text() == "mine"
+
+
+def test_a_result_is_never_an_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exploration, "run_script", lambda *_: "not run")
+    board = Path("explorations/board/exploration.csv")
+    board.parent.mkdir(parents=True)
+    board.write_text("base,public,private\nnobody/nothing,0.5,\n")
+    (board.parent / "a.scoring.json").write_text("{}")
+    with pytest.raises(InputError, match="--out: .*exploration.csv is the input"):
+        explore.main(
+            ["--score", "valid.csv", "--bases", "nobody/nothing", "--out", "board", "--leaderboard", str(board), *CPU]
+        )
+    assert board.read_text().endswith(",0.5,\n")
+
+
+def test_damaged_results_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = exploration.Settings(Path("valid.csv"), Path("explorations/damaged"), tuple(CPU))
+    settings.folder.mkdir(parents=True)
+    candidate = Candidate("nobody/nothing")
+    paths = exploration._Paths(candidate, settings)
+    key = exploration._score_key(candidate, settings, None)
+    for path in (paths.scoring, paths.done):
+        write_json(path, key)
+    paths.probs.touch()
+    for report in ({"test_sha256": key["questions"]}, {"test_sha256": key["questions"], "peak_memory_gib": "much"}):
+        write_json(paths.report, report)
+        with pytest.raises(InputError, match=r"probs.json: peak_memory_gib is .* run again with --overwrite"):
+            exploration.run_candidate(candidate, settings)
+    write_json(paths.report, {})
+    assert "changed while it was scored" in exploration.run_candidate(candidate, settings).reason
 
 
 def test_the_fit_table_from_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

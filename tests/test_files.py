@@ -231,3 +231,108 @@ def test_leftovers_go_and_nothing_else_does(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {"sub", "a.tmp", ".a.json", "tmp"}
+
+
+def test_ctrl_c_between_two_renames_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written stays beside, unlike after Ctrl-C while it is written."""
+    replace = Path.replace
+    for last in range(3):
+        folder = tmp_path / str(last)
+        write_set(folder, "old", command="another")
+        calls: list[Path] = []
+
+        def interrupted(self: Path, target: Path, last: int = last, calls: list[Path] = calls) -> Path:
+            if self.name.startswith(".x.") and not self.name.endswith(".writing.tmp"):
+                calls.append(self)
+            if len(calls) > last:
+                raise KeyboardInterrupt
+            return replace(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                write_set(folder, "new", overwrite=True)
+        with pytest.raises(InputError, match="exist already"):
+            write_set(folder, "third", command="a third")
+        assert read_set(folder) == whole("new")
+
+
+def test_what_can_t_get_its_name_waits_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, "old")
+
+    def refused(self: Path, target: Path) -> Path:
+        if target.name == "x.b":
+            raise PermissionError(1, "Operation not permitted")
+        return replace(self, target)
+
+    replace = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refused)
+        with pytest.raises(InputError, match=r"x.json: what is written beside .* run the same command again"):
+            write_set(tmp_path, "new", overwrite=True)
+    write_set(tmp_path, "new", overwrite=True)
+    assert read_set(tmp_path) == whole("new")
+
+
+def test_a_set_that_can_t_be_written_names_the_file_that_can_t(tmp_path: Path) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_set(tmp_path, "old")
+    for i, name in enumerate(NAMES):
+        writers = [text_writer("new")] * i + [full] + [text_writer("new")] * (2 - i)
+        claim = claim_outputs([tmp_path / n for n in NAMES], inputs=[], overwrite=True, command="one")
+        with claim as outputs, pytest.raises(InputError, match=rf"{name}: can't be written \(No space"):
+            outputs.write(writers)
+        assert read_set(tmp_path) == whole("old")
+        assert {path.name for path in tmp_path.iterdir()} == set(NAMES)
+
+
+def test_one_file_alone_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.csv"
+
+    def write(text: str) -> None:
+        with claim_outputs([path], inputs=[], overwrite=True, command=text) as outputs:
+            outputs.write([text_writer(text)])
+
+    write("old")
+    step = 0
+    while write_killed_at(step, monkeypatch, lambda: write("new")):
+        assert path.read_text() in ("old", "new")
+        step += 1
+    assert step > 3
+    assert path.read_text() == "new"
+
+
+def test_links_in_a_circle_are_one_line(tmp_path: Path) -> None:
+    circle = tmp_path / "circle.csv"
+    circle.symlink_to(circle)
+    for output, given in ((circle, tmp_path / "a.csv"), (tmp_path / "b.csv", circle)):
+        with claim_outputs([output], inputs=[given], overwrite=False, command="one"):
+            pass
+    with (
+        pytest.raises(InputError, match="is the input"),
+        claim_outputs([circle], inputs=[circle], overwrite=True, command="one"),
+    ):
+        pass
+
+
+def test_a_place_that_can_t_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As somebody who is not root."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(InputError, match="can't be locked"), lock(tmp_path / "x", "output"):
+        pass
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    monkeypatch.setattr(Path, "samefile", refused)
+    with (
+        pytest.raises(InputError, match="--out: .*b can't be written"),
+        claim_outputs([tmp_path / "b"], inputs=[tmp_path / "a"], overwrite=True, command="one"),
+    ):
+        pass

@@ -166,7 +166,7 @@ def test_an_input_is_known_under_any_name(tmp_path: Path) -> None:
     file.write_text("")
     other.write_text("")
     os.link(file, link)
-    require_no_input(file, [None, other, str(tmp_path / "none")], "--out")
-    require_no_input(tmp_path / "none", [file, tmp_path / "nothing"], "--out")
+    require_no_input([file], [None, other, str(tmp_path / "none")], "--out")
+    require_no_input([tmp_path / "none"], [file, tmp_path / "nothing"], "--out")
     message = f"--to: {link} is the input {file} itself; choose another --to"
-    assert said(lambda: require_no_input(link, [None, other, file], "--to")) == message
+    assert said(lambda: require_no_input([other, link], [None, file], "--to")) == message

@@ -42,10 +42,11 @@ def test_a_folder_is_known_by_its_files(base: Path) -> None:
     other_weights(base)
     (base / "tokenizer_config.json").unlink()
     (base / "added_tokens.json").write_text("{}")
+    (base / "adapter_config.json").write_text("{}")  # of an adapter that transformers puts on the base
     difference = name_difference(known, identify_base("base"))
-    assert difference == "added_tokens.json is new, model.safetensors differs, tokenizer_config.json is missing"
+    assert difference == "adapter_config.json is new, added_tokens.json is new, model.safetensors differs and 1 more"
     (base / "config.json").write_text("{}")
-    assert name_difference(known, identify_base("base")).endswith(", model.safetensors differs and 1 more")
+    assert name_difference(known, identify_base("base")).endswith(", config.json differs and 2 more")
 
 
 def test_a_hub_s_base_is_known_by_its_revision_without_the_network(
@@ -63,7 +64,7 @@ def test_a_hub_s_base_is_known_by_its_revision_without_the_network(
         assert identify_base("some/base") == {"revision": commit}
         assert [entry[:2] for entry in identify_files("some/base")["files"]] == [["config.json", 2]]
     assert name_difference({"revision": "a" * 40}, {"revision": "b" * 40}) == f"revision {'b' * 12}, not {'a' * 12}"
-    assert name_difference({}, {"revision": "b" * 40}) == ""
+    assert name_difference({}, {"revision": "b" * 40}) == name_difference({"revision": "b" * 40}, {}) == ""
 
 
 def test_an_embedded_base_is_known_by_its_bytes() -> None:

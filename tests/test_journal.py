@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ksat import journal as journal_module
 from ksat.errors import InputError
 from ksat.journal import Journal
 
@@ -32,13 +33,17 @@ def test_the_same_settings_go_on_with_the_same_numbers_and_budget(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["base", "scale", "template", "tuple", "another"])
+@pytest.mark.parametrize("name", ["base", "scale", "template", "tuple", "another_one"])
 def test_other_settings_neither_go_on_nor_drop_what_was_scored(tmp_path: Path, name: str) -> None:
     journal = write_journal(tmp_path / "j")
     before = journal.path.read_bytes()
     other = {**SETTINGS, name: "x"}
-    with pytest.raises(InputError, match=rf"with other settings \({name}\) was interrupted there; .*--overwrite"):
+    with pytest.raises(InputError) as error:
         Journal(tmp_path / "j", other, pack_tokens=300)
+    assert str(error.value) == (
+        f"{journal.path}: an inference with other settings ({name.replace('_', ' ')}) was interrupted there; finish it with its own "
+        "flags, choose another --out, or drop its scores with --overwrite"
+    )
     assert journal.path.read_bytes() == before
     assert Journal(tmp_path / "j", other, pack_tokens=7, overwrite=True).scores == {}
     assert Journal(tmp_path / "j", other, pack_tokens=8).pack_tokens == 7
@@ -117,3 +122,43 @@ def test_every_line_says_what_it_is(tmp_path: Path) -> None:
     first, *lines = write_journal(tmp_path / "j").path.read_text().splitlines()
     assert json.loads(first[17:]) == {"settings": {**SETTINGS, "tuple": [1, 2]}, "pack_tokens": 300}
     assert [json.loads(line[17:]) for line in lines] == [{key: scores} for key, scores in SCORES.items()]
+
+
+def test_the_order_of_settings_says_nothing(tmp_path: Path) -> None:
+    write_journal(tmp_path / "j")
+    turned = dict(reversed(SETTINGS.items()))
+    assert Journal(tmp_path / "j", turned, pack_tokens=300).scores == SCORES
+
+
+def test_a_garbled_part_is_set_aside_by_its_own_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another one would take a part away that its own process has begun anew."""
+    for part in range(3):
+        write_journal(tmp_path / "j", part=part).path.write_text("garbled\n")
+    Journal(tmp_path / "j", SETTINGS, pack_tokens=300, part=1, num_parts=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["j.0", "j.1", "j.1.garbled", "j.2"]
+    Journal(
+        tmp_path / "j", SETTINGS, pack_tokens=300, part=0, num_parts=2
+    )  # also of those that have no process any more
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "j.0",
+        "j.0.garbled",
+        "j.1",
+        "j.1.garbled",
+        "j.2.garbled",
+    ]
+    monkeypatch.setattr(journal_module, "_parts", lambda path: [tmp_path / "j.0", tmp_path / "j.7"])
+    assert Journal(tmp_path / "j", SETTINGS, pack_tokens=300).scores == {}
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = write_journal(tmp_path / "j")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError) as error:
+        journal.add({"a": [1.0]})
+    assert str(error.value) == (
+        f"{journal.path}: can't be written (No space left on device); free space and run the same command again"
+    )

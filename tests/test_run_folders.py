@@ -177,18 +177,18 @@ def test_a_folder_of_somebody_is_never_deleted() -> None:
         other.mkdir()
         (other / name).write_text(text)
         with pytest.raises(InputError, match="is no run of ours, and is not replaced"):
-            require_replaceable(other)
+            require_replaceable([other])
         assert (other / name).read_text() == text
     Path("checkpoints/file").write_text("x")
     with pytest.raises(InputError, match="checkpoints/file: is no folder of a run"):
-        require_replaceable(Path("checkpoints/file"))
+        require_replaceable([Path("checkpoints/file")])
 
 
 def test_a_damaged_run_can_be_replaced() -> None:
     run = RunFolder(Path("checkpoints/r"))
     finished(run.place, "old")
     (run.place / "run.json").write_text('{"base": ')
-    require_replaceable(run.place)
+    assert require_replaceable([run.place]) == [run.place]
     finished(run.new, "new")
     settle_run(run.place)
     assert whole_run(run.place) == "new"
@@ -238,7 +238,7 @@ def test_the_next_step_of_a_run_that_is_part_of_something_larger() -> None:
     assert next_step(place, replaced=True) == "--resume"
     (run.new / "settings.json").write_text('{"base": "b", "sha256": "0"}')
     assert next_step(place, replaced=True) == "--overwrite"  # damaged
-    require_replaceable(place)
+    require_replaceable([place])
     assert not run.new.exists()
     shutil.rmtree(place)
     finished(place, "old")
@@ -280,3 +280,88 @@ def test_a_sealed_json_tells_any_change(tmp_path: Path) -> None:
         path.write_text(damaged, encoding="utf-8")
         with pytest.raises(InputError, match=r"settings.json: (edited or damaged|not JSON).*"):
             read_sealed(path, None, "start it anew")
+
+
+def tree(folder: Path) -> dict[str, str | None]:
+    """All that lies in a folder, locks aside, with what the files hold."""
+    found = (path for path in folder.rglob("*") if path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in found}
+
+
+@pytest.mark.parametrize("own", ["thesis.txt", "epoch-2-kept", ".cache.tmp", "trainer.old"])
+def test_a_folder_with_anything_of_somebody_else_stays_as_it_is(own: str) -> None:
+    """Also where its other names are those of a run that was killed when it was complete."""
+    run = RunFolder(Path("checkpoints/r"))
+    finished(run.place, "mine")
+    (run.place / ".run.json.tmp").write_text("")
+    (run.place / own).mkdir()
+    (run.place / own / "text").write_text("mine")
+    before = tree(Path("checkpoints"))
+    with claim_run("r"):
+        pass
+    settle_run(run.place)
+    next_step(run.place, replaced=False)
+    with pytest.raises(InputError, match="which is not of a run"):
+        require_replaceable([run.place])
+    assert tree(Path("checkpoints")) == before
+
+
+def test_a_run_json_of_another_tool_makes_no_run() -> None:
+    place = started(Path("checkpoints/r"))
+    (place / "settings.json").unlink()
+    (place / "run.json").write_text('{"tool": 1}')
+    before = tree(Path("checkpoints"))
+    with claim_run("r"):
+        pass
+    assert tree(Path("checkpoints")) == before
+    finished(Path("checkpoints/s"), "old")
+    shutil.copytree(place, ".s.new")
+    Path(".s.new").rename("checkpoints/.s.new")
+    with pytest.raises(InputError, match=r"\.s\.new: is no run of ours"), claim_run("s"):
+        pass
+    assert whole_run(Path("checkpoints/s")) == "old"
+
+
+def test_a_link_to_training_files_goes_and_what_it_names_stays() -> None:
+    """Who moves them to a larger disk."""
+    place = finished(Path("checkpoints/r"), "old")
+    shutil.move(place / "trainer", "larger")
+    (place / "trainer").symlink_to(Path("larger").resolve())
+    settle_run(place)
+    assert visible(place) == ["adapter", "run.json", "settings.json"]
+    assert tree(Path("larger"))["checkpoint-1/optimizer.pt"] == "old"
+
+
+def test_two_names_of_a_run_are_one_lock() -> None:
+    finished(Path("checkpoints/r"), "old")
+    Path("checkpoints/link").symlink_to("r")
+    with claim_run("link"), pytest.raises(LockedError), claim_run("r"):
+        pass
+
+
+def test_an_epoch_that_was_written_to_its_end_gets_its_name() -> None:
+    """A repeated epoch takes the first one's place: a kill between the two leaves the new one beside."""
+    place = started(Path("checkpoints/r"))
+    for epoch, name in ((1, ".epoch-1.tmp"), (2, ".epoch-2.tmp")):
+        (place / name).mkdir()
+        (place / name / "adapter.txt").write_text(f"new {epoch}")
+        seal(place / name)
+    (place / ".epoch-3.tmp").mkdir()
+    with claim_run("r"):
+        assert visible(place) == ["epoch-1", "epoch-2", "progress.json", "settings.json", "trainer"]
+    assert damaged_file(place / "epoch-2") is None
+    assert (place / "epoch-2/adapter.txt").read_text() == "new 2"
+    assert not any((place / "epoch-1").iterdir())  # it was there
+
+
+def test_either_all_runs_can_be_replaced_or_none_is_touched() -> None:
+    places = [Path("checkpoints") / name for name in "abc"]
+    started(RunFolder(finished(places[0], "old")).new)
+    places[2].mkdir()
+    (places[2] / "notes.md").write_text("mine")
+    with pytest.raises(InputError, match="notes.md"):
+        require_replaceable(places)
+    assert RunFolder(places[0]).new.exists()
+    (places[2] / "notes.md").unlink()
+    assert require_replaceable(places) == [places[0]]
+    assert not RunFolder(places[0]).new.exists()

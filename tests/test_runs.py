@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,26 @@ def test_an_adapter_that_was_changed_is_refused(folder: Path, file: str) -> None
     path.unlink()
     with pytest.raises(InputError, match=f"{file}: no such file; the checkpoint was not copied as a whole"):
         read_run(folder)
+
+
+def test_leftovers_go_when_a_run_is_read_and_are_in_nobody_s_way_where_nothing_can_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = folder.rename(folder.with_name("r"))
+    old = place.with_name(".r.old")
+    shutil.copytree(place, old)
+    (place / "trainer").mkdir()
+
+    def refused(*_: object, **__: object) -> None:
+        raise InputError("can't be locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ksat.run_folders.lock", refused)
+        assert read_run(place).scale == 3.5
+    assert old.exists()
+    read_run(place)
+    assert not old.exists()
+    assert not (place / "trainer").exists()
 
 
 def test_settings_without_a_rule_are_not_written(tmp_path: Path) -> None:

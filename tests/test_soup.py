@@ -1,9 +1,11 @@
 """Averaged adapters: the mean of the updates, exactly or at a lower rank, as a run that inference takes."""
 
 import errno
+import importlib
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +254,54 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
         logits(b / "adapter")
 
 
+def test_huge_weights_are_no_zeros() -> None:
+    a, b = str(make_run("a")), str(make_run("b", seed=1))
+    soup.main([a, b, "--run", "equal"])
+    soup.main([a, b, "--run", "huge", "--weights", "1e308", "1e308"])
+    found = [load_file(f"checkpoints/{run}/adapter/adapter_model.safetensors") for run in ("equal", "huge")]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(bool(tensor.any()) for name, tensor in found[1].items() if "lora_B" in name)
+
+
+def test_a_run_that_is_replaced_while_it_is_read_is_neither_averaged_nor_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be scored with the other one's prompt and scale, or be named as the other one."""
+    a, b = make_run("a"), make_run("b", seed=1, scale=2.0)
+    test = write_questions(Path("test.csv"), make_questions(4))
+
+    def replaced(original: Any) -> Any:
+        def call(*args: Any, **how: Any) -> Any:
+            shutil.rmtree(a)
+            shutil.copytree(b, a)
+            return original(*args, **how)
+
+        return call
+
+    for module, name, main, flags in (
+        ("ksat.soup", "mean_adapter", soup.main, [str(a), str(b), "--run", "mean"]),
+        (
+            "ksat.models",
+            "load",
+            inference.main,
+            ["--ckpt", str(a), "--test", str(test), "--device", "cpu", "--out", "x"],
+        ),
+    ):
+        shutil.rmtree(a)
+        make_run("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{name}", replaced(getattr(importlib.import_module(module), name)))
+            with pytest.raises(InputError, match="checkpoints/a: another run took its place while it was read"):
+                main(flags)
+    assert runs() == ["a", "b"]
+    assert not list(Path("submissions").glob("x*"))
+
+
 def test_bad_usage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     a, b = str(make_run("a")), str(make_run("b", seed=1))
     for argv, message in [
         ([a, "--run", "mean"], "1 run: a soup needs at least two"),
-        ([a, b, "--run", "mean", "--weights", "1"], "--weights: 1 weights for 2 runs"),
+        ([a, b, "--run", "mean", "--weights", "1"], "--weights: 1 given for 2 members"),
         ([a, b, "--run", "a/b"], "--run 'a/b': expected a plain name"),
         ([a, b, "--run", "", "--overwrite"], "--run '': expected a name"),
         ([a, b, "--run", "b", "--overwrite"], "--run b: is one of the runs to average"),

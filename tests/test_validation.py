@@ -1,0 +1,58 @@
+"""progress.json, the memory of an interrupted training: what is none of it is not used."""
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from tiny import make_questions
+
+from ksat.run_folders import seal
+from ksat.sealed import write_sealed
+from ksat.validation import Validation
+
+METRICS = {"log_loss": {"value": 1.2}}
+PROGRESS: dict[str, Any] = {
+    "scale": 1.0, "fitted_scale": None, "control": METRICS, "control_scale_1": METRICS, "random": {}, "best_epoch": 2,
+    "epochs": [{"epoch": 1, **METRICS}, {"epoch": 2, **METRICS}],
+}  # fmt: skip
+
+
+def recall(folder: Path, fields: dict[str, Any], *, with_rows: bool = True) -> dict[str, Any]:
+    """What a training that goes on knows after this progress.json, and an epoch 2 that is whole."""
+    (folder / "epoch-2").mkdir(exist_ok=True)
+    seal(folder / "epoch-2")
+    write_sealed(folder / "progress.json", fields)
+    questions = make_questions(2) if with_rows else []
+    known: dict[str, Any] = {"folder": folder, "score_by": "label", "pack_tokens": 300, "patience": 2}
+    return Validation(mock.Mock(), questions, [], **known).progress
+
+
+def test_what_was_written_is_known_again(tmp_path: Path) -> None:
+    assert recall(tmp_path, PROGRESS) == PROGRESS
+    fitted = {**PROGRESS, "scale": 3.5, "fitted_scale": 3.5}
+    assert recall(tmp_path, fitted) == fitted
+    no_rows = {**PROGRESS, "control": None, "control_scale_1": None, "random": None, "epochs": [{"epoch": 2}]}
+    assert recall(tmp_path, no_rows, with_rows=False) == no_rows
+    before_the_first_epoch = {**PROGRESS, "epochs": [], "best_epoch": 0}
+    assert recall(tmp_path, before_the_first_epoch) == before_the_first_epoch
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scale": 0.5}, {"scale": "1"}, {"scale": True}, {"scale": 1e9}, {"fitted_scale": 0}, {"control": None}, {"control": {"log_loss": 1}},
+        {"control": {"log_loss": {"value": "1"}}}, {"epochs": None}, {"epochs": [{"epoch": 2}]}, {"epochs": [{"epoch": "2", **METRICS}]},
+        {"epochs": [METRICS]}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"other": 1},
+    ],
+)  # fmt: skip
+def test_fields_of_another_kind_are_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any]
+) -> None:
+    """Though the file has the digest that fits it: another sealed file may have been copied over it."""
+    (tmp_path / "trainer").mkdir()
+    assert recall(tmp_path, {**PROGRESS, **fields}) == {}
+    told = capsys.readouterr().err
+    assert told.endswith("; training starts again from its first step\n")
+    assert len(told.splitlines()) == 1
+    assert not (tmp_path / "trainer").exists()
