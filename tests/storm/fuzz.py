@@ -785,7 +785,7 @@ def _call(script: str, argv: list[str]) -> None:
     main = importlib.import_module(script).main
     with ExitStack() as stack:
         for name, how in {
-            "ksat.models.load": {"side_effect": lambda *_, **more: _model() if more.get("lora") else _reach()},
+            "ksat.models.load": {"side_effect": lambda *_, **more: model() if more.get("lora") else _reach()},
             "ksat.models.load_tokenizer": {"side_effect": Reached},
             "ksat.validation.Validation.control": {"side_effect": Reached},
             "ksat.retrieve.Index": {"side_effect": Reached},
@@ -801,8 +801,8 @@ def _reach() -> None:
 
 
 @cache
-def _model() -> Any:
-    """A tiny model with a LoRA, loaded once: nothing is computed with it."""
+def model() -> Any:
+    """A tiny model with a LoRA, loaded once, before anything is patched or limited: nothing is computed with it."""
     import tiny
 
     return tiny.load_base(Path(BASE), rank=8)

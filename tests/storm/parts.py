@@ -63,8 +63,11 @@ def _fuzz(door: fuzz.Door, world: World, _: Sequence[int]) -> Case:
     @cache
     def desk(process: int) -> fuzz.Desk:
         """Each worker's own, made with its first input."""
+        made = fuzz.Desk(world, world.scratch / f"desk-{process}")
+        if door.name in ("fuzz-settings-json", "fuzz-flags-train"):
+            fuzz.model()
         fuzz.limit_memory()
-        return fuzz.Desk(world, world.scratch / f"desk-{process}")
+        return made
 
     return lambda number: fuzz.check(door, number, desk(os.getpid()))
 
