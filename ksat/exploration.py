@@ -125,7 +125,6 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
     Call require_same for every candidate first.
     """
     paths = _Paths(candidate, settings)
-    paths.log.unlink(missing_ok=True)
     adapter, trained_gib = None, 0.0
     if settings.train is not None:
         if reason := _train(candidate, settings, paths):
@@ -135,7 +134,8 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
     key = _score_key(candidate, settings, adapter)
     if _read(paths.scoring) != key:
         Journal.remove(paths.journal)  # of another adapter
-        paths.done.unlink(missing_ok=True)
+        for path in (paths.done, *(() if settings.train else (paths.log,))):
+            path.unlink(missing_ok=True)
         write_json(paths.scoring, key)
     if not (_read(paths.done) == key and paths.probs.exists() and paths.report.exists()):
         if reason := run_script(_scoring(candidate, settings, paths), paths.log):
@@ -218,6 +218,7 @@ def _train(candidate: Candidate, settings: Settings, paths: _Paths) -> str:
         return ""
     command = ["train.py", "--run", paths.run.name, how]
     if how == "--overwrite":
+        paths.log.unlink(missing_ok=True)
         write_json(paths.training, mark)
         command += ["--train", str(settings.train), *_base_flags(candidate)]
     if reason := run_script([*command, *settings.flags], paths.log):

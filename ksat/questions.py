@@ -193,7 +193,7 @@ def _literal(text: str, column: str) -> object:
     source = text.strip()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of '\\(' and the like, which stay as they are
+            warnings.simplefilter("ignore")  # of '\\(' and the like, which stay as they are
             tree = ast.parse(source, mode="eval")
         value = ast.literal_eval(tree)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:

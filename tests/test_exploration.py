@@ -21,6 +21,7 @@ from ksat import exploration
 from ksat.errors import InputError, exit_code
 from ksat.exploration import Candidate, parse_candidates
 from ksat.files import write_json
+from ksat.identity import identify_local
 from ksat.questions import read_questions
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +96,10 @@ def test_scores_are_those_of_inference_and_done_ones_are_kept(
         assert picture.size == (1350, 825)
 
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.probs.csv")}
+    log = (folder / f"{slug}.log").read_text()
     explore.main([*command[:-6], *CPU])  # without the leaderboard, which is none of a candidate's business
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.probs.csv")} == before
+    assert (folder / f"{slug}.log").read_text() == log
     assert records("valid")[f"{base_folder('llama')}:nf4"]["public"] == ""
 
     write_questions(Path("valid.csv"), make_questions(11, first=40))  # another file of that name
@@ -112,11 +115,11 @@ def test_scores_are_those_of_inference_and_done_ones_are_kept(
 
 def test_another_base_in_the_same_folder_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    before = exploration._files(str(tmp_path))
-    assert exploration._files(str(tmp_path)) == before
+    before = identify_local(str(tmp_path))
+    assert identify_local(str(tmp_path)) == before
     (tmp_path / "config.json").write_text("{ }")
-    assert exploration._files(str(tmp_path)) != before
-    assert exploration._files("somebody/base") == {}  # no folder here
+    assert identify_local(str(tmp_path)) != before
+    assert identify_local("somebody/base") == {}  # no folder here
 
 
 def test_killed_in_the_middle_it_goes_on(here: Path) -> None:

@@ -169,6 +169,7 @@ class Process:
     ) -> None:
         self.output, self.kill = output, kill or Kill()
         self.counter = mmap.mmap(-1, 8)
+        output.touch()  # a kill may come before the fork has opened it
         self.started = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
