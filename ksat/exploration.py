@@ -97,8 +97,8 @@ def parse_candidates(text: str) -> list[Candidate]:
 
 
 def require_same(candidate: Candidate, settings: Settings) -> None:
-    """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that will
-    be replaced instead: a trained run once the new one is complete."""
+    """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that is
+    dropped instead, and a trained run once the new one is complete."""
     paths = _Paths(candidate, settings)
     if settings.train is not None:
         require_name("--out and --bases give a run", paths.run.name)
@@ -117,6 +117,8 @@ def require_same(candidate: Candidate, settings: Settings) -> None:
     if other_run:
         replaces = {"replaces": True} if require_replaceable([paths.run]) else {}
         write_json(paths.training, {**_train_key(candidate, settings), **replaces})
+    if other_scores:
+        _drop_scores(paths, _score_key(candidate, settings, None))
 
 
 def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
@@ -133,10 +135,7 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
         trained_gib = _peak_memory(read_json(paths.run / "metrics.json"), paths.run / "metrics.json")
     key = _score_key(candidate, settings, adapter)
     if _read(paths.scoring) != key:
-        Journal.remove(paths.journal)  # of another adapter
-        for path in (paths.done, *(() if settings.train else (paths.log,))):
-            path.unlink(missing_ok=True)
-        write_json(paths.scoring, key)
+        _drop_scores(paths, key)  # of another adapter
     if not (_read(paths.done) == key and paths.probs.exists() and paths.report.exists()):
         if reason := run_script(_scoring(candidate, settings, paths), paths.log):
             return Outcome(candidate, reason=reason)
@@ -149,6 +148,15 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
         )
     peak = max(_peak_memory(report, paths.report), trained_gib)
     return Outcome(candidate, read_probs(paths.probs), {**report, "peak_memory_gib": peak})
+
+
+def _drop_scores(paths: "_Paths", key: dict[str, Any]) -> None:
+    """Forgets what was scored with another key, an interrupted scoring's journal included."""
+    Journal.remove(paths.journal)
+    paths.done.unlink(missing_ok=True)
+    if key["trains"] is False:  # else it holds the training's
+        paths.log.unlink(missing_ok=True)
+    write_json(paths.scoring, key)
 
 
 def _peak_memory(report: dict[str, Any], path: Path) -> float:

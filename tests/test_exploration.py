@@ -184,6 +184,7 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.exists()
     before = (run / "run.json").read_bytes()
     exploration.require_same(candidate, replace(other, overwrite=True))
+    assert not Path(f"explorations/apart-tuned/{slug}.done.json").exists()
     ran: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:  # the older run stays until the new one is complete
         patch.setattr(exploration, "run_script", lambda command, log: ran.append(command) or "stopped here")
