@@ -110,9 +110,10 @@ def _start(plan: CrossValidation, *, overwrite: bool) -> list[str]:
             raise InputError(
                 f"--run {plan.run}: {plan.mark} was started with other settings or files; choose another --run, or --overwrite"
             )
-        replaced = mark.get("replaced")
-        if not isinstance(replaced, list):
+        found = mark.get("replaced")
+        if not isinstance(found, list):
             raise InputError(f"{plan.mark}: 'replaced' is no list; the file was edited: train all with --overwrite")
+        replaced = [str(name) for name in found]
     elif taken := [str(folder) for folder in folders if folder.exists()]:
         raise InputError(
             f"--run {plan.run}: {taken[0]} exists and is not its fold; choose another --run, or --overwrite"

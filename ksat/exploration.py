@@ -162,7 +162,7 @@ def _drop_scores(paths: "_Paths", key: dict[str, Any]) -> None:
 def _peak_memory(report: dict[str, Any], path: Path) -> float:
     """GiB, as train.py and inference.py noted it."""
     peak = report.get("peak_memory_gib")
-    if type(peak) not in (int, float):
+    if not isinstance(peak, int | float) or isinstance(peak, bool):
         raise InputError(
             f"{path}: peak_memory_gib is {peak!r:.80}, expected a number; the file was edited: run again with --overwrite"
         )
