@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ksat.blend_fit import BlendFit
     from ksat.blending import Member
-    from ksat.fitted_blend import FittedBlend, Pool
+    from ksat.fitted_blend import FittedBlend
     from ksat.metrics import Metrics
     from ksat.predictions import FloatArray, Predictions
     from ksat.questions import Question
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--method",
         choices=["soft", "geometric", "hard"],
         default="soft",
-        help="weighted mean, weighted geometric mean (both may be fitted), or votes (default: soft)",
+        help="weighted mean, weighted geometric mean, or votes (default: soft)",
     )
     blend.add_argument(
         "--weights", nargs="+", type=number, metavar="W", help="one positive weight a member, any scale; default: equal"
@@ -65,10 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=file_path,
         metavar="CSV",
-        help="out-of-fold files: fits a temperature and a weight for each to --answers, and says whether that is worth it",
-    )
-    fit.add_argument(
-        "--greedy", action="store_true", help="of --fit: pick members one after the other (Caruana) instead"
+        help="out-of-fold files: fits temperatures and weights to --answers in six ways, and says whether the best is worth it",
     )
     fit.add_argument(
         "--apply", type=file_path, metavar="JSON", help="blend the members, in --fit's order, as it recommends"
@@ -126,16 +123,16 @@ def _require_one_job(args: argparse.Namespace) -> None:
         raise InputError("--fit takes the out-of-fold files itself, and needs --answers and --out NAME")
     if job in ("", "apply") and not (args.members and args.out):
         raise InputError("give probability files and --out NAME, or --fit, --check or --log")
-    used = {"greedy": "fit", "fitted": "apply", "oof": "log", "public": "log", "private": "log"}
+    used = {"fitted": "apply", "oof": "log", "public": "log", "private": "log"}
     for flag, needed in used.items():
         if getattr(args, flag) not in (None, False) and job != needed:
             raise InputError(f"--{flag} belongs to --{needed}")
     if args.weights and job:
         raise InputError(f"--weights are for a blend by hand; --{job} takes none")
-    if args.method == "hard" and job in ("fit", "apply"):
-        raise InputError("--method hard has nothing to fit; use soft or geometric")
-    if args.method != "soft" and job == "apply":
-        raise InputError("--apply blends as it was fitted; leave --method out")
+    if args.method != "soft" and job in ("fit", "apply"):
+        raise InputError(f"--method is for a blend by hand; --{job} takes none")
+    if args.margin and job == "fit":
+        raise InputError("--margin is for a blend; --fit takes none")
 
 
 def check(submission: Path, test_path: Path | None) -> None:
@@ -197,10 +194,11 @@ def run_fit(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> "BlendFit":
-    from ksat.blend_fit import fit_members
+    from ksat.blend_fit import fit_members, require_out_of_fold
     from ksat.blending import align_members, read_member
     from ksat.predictions import Predictions, align_answers, read_answers
 
+    require_out_of_fold(args.fit)
     members = [read_member(path, None) for path in args.fit]
     first = members[0].predictions
     counts = dict(zip(first.ids, first.num_choices.tolist(), strict=True))
@@ -208,16 +206,21 @@ def _fit(args: argparse.Namespace) -> "BlendFit":
     rows = Predictions(tuple(counts), tables[0])
     gold = align_answers(rows, read_answers(args.answers), args.answers)
     groups = _groups(rows.ids, args.answers, args.test)
-    pool: Pool = "linear" if args.method == "soft" else "log"
-    return fit_members(args.fit, tables, gold, groups, pool=pool, greedy=args.greedy)
+    return fit_members(args.fit, tables, gold, groups)
 
 
 def _groups(ids: "Sequence[str]", answers_path: Path, test_path: Path | None) -> list[str]:
-    """(N,) what rows share that stand or fall together: passages where the questions are known, else single rows."""
+    """(N,) what rows share that stand or fall together: passages where the questions are known, else single rows, with a word."""
     from ksat.predictions import is_competition_table
     from ksat.questions import passage_key, read_questions, read_table
 
     source = answers_path if is_competition_table(read_table(answers_path)) else test_path
+    if source is None:
+        print(
+            f"note: {answers_path} holds labels alone: folds and intervals take each row for itself, though rows of one passage stand or fall "
+            "together; name the questions with --test",
+            file=sys.stderr,
+        )
     keys = {question.id: passage_key(question) for question in read_questions(source)} if source else {}
     return [keys.get(row_id, row_id) for row_id in ids]
 
@@ -295,6 +298,7 @@ def _blend_report(
         "margin": args.margin,
         "members": [{"file": str(path), "sha256": file_sha256(path), "weight": share} for path, share in rows],
         "temperatures": list(fitted.temperatures) if fitted else None,
+        "temperature": fitted.temperature if fitted else None,
     }
 
 

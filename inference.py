@@ -192,7 +192,7 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
         template = read_template(args.prompt, score_by) if args.prompt else DEFAULT_TEMPLATES[score_by]
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
-            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "shots": args.shots,
+            "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "data": [], "shots": args.shots,
             "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name,
         }  # fmt: skip
     for name in ("base", "score_by", "max_tokens", "quantization"):
@@ -209,7 +209,17 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
     print(
         f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
     )
-    names = ("base", "base_identity", "score_by", "template", "max_tokens", "scale", "quantization", "adapter_sha256")
+    names = (
+        "base",
+        "base_identity",
+        "score_by",
+        "template",
+        "max_tokens",
+        "scale",
+        "quantization",
+        "adapter_sha256",
+        "data",
+    )
     # A run may be asked without its context, or with another rule: that is how its worth is found.
     rule = args.context_when.name if args.context_when else run.settings.get("context_when", "none")
     return {name: getattr(run, name) for name in names} | {

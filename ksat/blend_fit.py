@@ -1,18 +1,17 @@
 """A blend fitted on out-of-fold files: what it is, whether it is worth it, and the file that --apply reads."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ksat.calibration import Calibration, calibrate, draw_reliability, format_calibrations
 from ksat.errors import InputError
 from ksat.files import Outputs, read_json, text_writer, to_json
-from ksat.fitted_blend import FittedBlend, Pool, from_dict
-from ksat.fitting import NestedGain, fit_blend, greedy_blend, nested_gain
+from ksat.fitted_blend import FittedBlend, from_dict
+from ksat.fitting import METHODS, WORTH_IT, NestedGain, equal_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
 from ksat.predictions import FloatArray, IntArray
-
-WORTH_IT = "worth it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +20,50 @@ class BlendFit:
 
     Attributes:
         files: of the members, in order.
-        fitted: temperatures and weights, on all rows.
+        equal: equal weights in the log pool, with temperatures fitted to all rows.
+        fitted: temperatures and weights by the best method, fitted to all rows.
         gain: over equal weights, on rows not fitted to.
-        figures: of the members, then of equal and of fitted weights on rows not fitted to.
-        calibrations: of the members and of the blend of the held-out rows.
+        figures: of the members, then of equal weights and of every method on rows not fitted to.
+        calibrations: of the members, and of equal weights and the best method on rows not fitted to.
     """
 
     files: tuple[Path, ...]
+    equal: FittedBlend
     fitted: FittedBlend
     gain: NestedGain
     figures: tuple[tuple[str, Metrics], ...]
     calibrations: tuple[tuple[str, Calibration], ...]
 
     @property
-    def equal(self) -> FittedBlend:
-        """The members at the same temperatures with equal weights."""
-        return replace(self.fitted, weights=(1 / len(self.files),) * len(self.files))
-
-    @property
     def is_worth_it(self) -> bool:
         return self.gain.verdict == WORTH_IT
+
+
+def require_out_of_fold(files: Sequence[Path]) -> None:
+    """Sees to it by the reports beside them that no member was trained on the rows that it scored; warns of those that tell nothing.
+
+    Raises:
+        InputError: one was, or a file is named twice.
+    """
+    for i, file in enumerate(files):
+        if twice := [other for other in files[:i] if other.resolve() == file.resolve()]:
+            raise InputError(f"--fit: {file} is {twice[0]} again: a member counts once; leave one out")
+        report = file.with_suffix(".json")
+        about = read_json(report) if report.exists() else {}
+        if about.get("out_of_fold") is True or (about.get("adapter_sha256", "") is None and "base" in about):
+            continue  # an untuned base was trained on none of our rows
+        trained_on = about.get("data")
+        if not isinstance(trained_on, list):
+            print(
+                f"warning: {file} has no report that says whether its rows were held out: a blend fitted to rows that a member was trained "
+                "on trusts it too much",
+                file=sys.stderr,
+            )
+        elif about.get("test_sha256") in [entry.get("sha256") for entry in trained_on if isinstance(entry, dict)]:
+            raise InputError(
+                f"--fit: {file} was scored by a run that was trained on {about.get('test')}, so that it looks better than it is; take "
+                "out-of-fold rows: train.py --folds F --all writes them"
+            )
 
 
 def fit_members(
@@ -48,30 +71,26 @@ def fit_members(
     tables: Sequence[FloatArray],
     answers: IntArray,
     groups: Sequence[str],
-    *,
-    pool: Pool,
-    greedy: bool,
 ) -> BlendFit:
-    """Fits on all rows, and judges on rows not fitted to.
+    """Fits on all rows by the method that is best on rows not fitted to, and judges it there.
 
     Args:
         files: of the members.
         tables: (N, 5) of each, rows of the same questions, NaN where a choice does not exist.
         answers: (N,) gold answers, counted from 1.
         groups: (N,) passage keys.
-        pool: "linear" or "log".
-        greedy: forward selection instead of the least log loss.
 
     Raises:
         InputError: fewer passages than folds of the judgement.
     """
-    gain = nested_gain(tables, answers, groups, method="greedy" if greedy else "weights", pool=pool)
-    fitted = (greedy_blend if greedy else fit_blend)(tables, answers, pool=pool)
+    gain = nested_gain(tables, answers, groups)
     named = [*((str(file), table) for file, table in zip(files, tables, strict=True)), ("equal weights", gain.equal)]
-    named.append(("fitted weights", gain.fitted))
-    figures = tuple((name, compute_metrics(table, answers, groups)) for name, table in named)
+    fitted = [(f"fitted, {name}", table) for name, table in gain.tables.items()]
+    figures = tuple((name, compute_metrics(table, answers, groups)) for name, table in [*named, *fitted])
+    named.append((f"fitted, {gain.method}", gain.fitted))
     calibrations = tuple((name, calibrate(table, answers)) for name, table in named)
-    return BlendFit(tuple(files), fitted, gain, figures, calibrations)
+    blends = equal_blend(tables, answers), METHODS[gain.method](tables, answers)
+    return BlendFit(tuple(files), *blends, gain, figures, calibrations)
 
 
 def format_fit(fit: BlendFit) -> str:
@@ -79,7 +98,12 @@ def format_fit(fit: BlendFit) -> str:
     rows = zip(fit.files, fit.fitted.weights, fit.fitted.temperatures, strict=True)
     lines = [f"{file}: weight {weight:.3f}, temperature {temperature:.2f}" for file, weight, temperature in rows]
     moved = [max(weights) - min(weights) for weights in zip(*fit.gain.fold_weights, strict=True)]
-    judged = "fitted minus equal weights, each row by a blend that was not fitted to its passage:"
+    gain = fit.gain
+    accuracy, macro_f1, log_loss = gain.optimism
+    judged = (
+        f"best of {len(gain.tables)} on rows not fitted to: {gain.method}; minus equal weights, less what choosing it makes look too good "
+        f"(accuracy {accuracy:+.4f}, macro F1 {macro_f1:+.4f}, log loss {log_loss:+.4f}):"
+    )
     recommended = "the fitted weights" if fit.is_worth_it else "equal weights, at the fitted temperatures"
     return "\n".join([
         format_table(fit.figures),
@@ -87,10 +111,12 @@ def format_fit(fit: BlendFit) -> str:
         format_calibrations(fit.calibrations),
         "",
         *lines,
+        f"their {gain.method} blend: temperature {fit.fitted.temperature:.2f} after pooling",
         f"over the folds the weights move by up to {max(moved):.3f}",
         judged,
-        format_difference("gain", fit.gain.difference),
-        f"verdict: {fit.gain.verdict}; --apply takes {recommended}",
+        format_difference("gain", gain.difference),
+        f"{gain.num_changed} of {len(gain.equal)} answers change",
+        f"verdict: {gain.verdict}; --apply takes {recommended}",
     ])  # fmt: skip
 
 

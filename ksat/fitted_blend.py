@@ -16,25 +16,30 @@ from ksat.predictions import FloatArray
 
 Pool = Literal["linear", "log"]
 POOLS = {"linear": "soft", "log": "geometric"}  # the method of ksat.blending.blend
-FORMAT = 1
+FORMAT = 2
 TEMPERATURE_RANGE = (0.001, 100.0)  # of ksat.calibration.fit_temperature
 _SUM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class FittedBlend:
-    """A blend of M members, in their order: each at its temperature, then pooled.
+    """A blend of M members, in their order: each at its temperature, then pooled, then the pool at its own.
+
+    A mean of calibrated members is less sure than it is right to be, the more the less they have in common (Ranjan and Gneiting
+    2010, https://doi.org/10.1111/j.1467-9868.2009.00726.x): the last temperature mends that, and is below 1 mostly.
 
     Attributes:
         temperatures: (M,) above 0; above 1 the member was too sure.
         weights: (M,) at least 0, summing to 1.
         pool: "linear", the weighted mean, or "log", the weighted geometric mean renormalised.
+        temperature: of the pool.
         log_loss: nats a question on the rows that it was fitted to, which flatters it.
     """
 
     temperatures: tuple[float, ...]
     weights: tuple[float, ...]
     pool: Pool
+    temperature: float
     log_loss: float
 
     def to_dict(self, files: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +50,8 @@ class FittedBlend:
         """
         rows = zip(files, self.temperatures, self.weights, strict=True)
         members = [{"file": file, "temperature": t, "weight": weight} for file, t, weight in rows]
-        return {"format": FORMAT, "pool": self.pool, "log_loss": self.log_loss, "members": members}
+        about = {"format": FORMAT, "pool": self.pool, "temperature": self.temperature, "log_loss": self.log_loss}
+        return {**about, "members": members}
 
 
 def from_dict(value: dict[str, Any], path: Path | str) -> tuple[FittedBlend, tuple[str, ...]]:
@@ -58,15 +64,21 @@ def from_dict(value: dict[str, Any], path: Path | str) -> tuple[FittedBlend, tup
     Raises:
         InputError: a field is missing, unknown, or not what to_dict writes.
     """
-    _require_fields(value, {"format", "pool", "log_loss", "members"}, path)
-    if type(value["format"]) is not int or value["format"] != FORMAT:
-        raise InputError(f"{path}: format {value['format']!r}, expected {FORMAT}; fit the blend with this version")
+    if type(value.get("format")) is not int or value["format"] != FORMAT:
+        raise InputError(
+            f"{path}: format {value.get('format')!r:.80}, expected {FORMAT}; fit the blend with this version"
+        )
+    _require_fields(value, {"format", "pool", "temperature", "log_loss", "members"}, path)
     members = value["members"]
     if not isinstance(members, list) or not members or not all(isinstance(member, dict) for member in members):
         raise InputError(f"{path}: 'members' must be a list of objects, one a file; fit the blend again")
     for member in members:
         _require_fields(member, {"file", "temperature", "weight"}, path)
-    numbers = [value["log_loss"], *(member[name] for member in members for name in ("temperature", "weight"))]
+    numbers = [
+        value["log_loss"],
+        value["temperature"],
+        *(member[name] for member in members for name in ("temperature", "weight")),
+    ]
     if bad := [number for number in numbers if not _is_number(number)]:
         raise InputError(f"{path}: {bad[0]!r} where a finite number is expected; fit the blend again")
     temperatures, weights = ([float(member[name]) for member in members] for name in ("temperature", "weight"))
@@ -75,13 +87,17 @@ def from_dict(value: dict[str, Any], path: Path | str) -> tuple[FittedBlend, tup
         (value["log_loss"] >= 0, f"log_loss {value['log_loss']!r}, expected at least 0"),
         (value["pool"] in ("linear", "log"), f"pool {value['pool']!r}, expected linear or log"),
         (all(isinstance(member["file"], str) for member in members), "a member's 'file' is not a text"),
-        *((low <= t <= high, f"temperature {t!r}, expected {low:g} to {high:g}") for t in temperatures),
+        *(
+            (low <= t <= high, f"temperature {t!r}, expected {low:g} to {high:g}")
+            for t in (*temperatures, float(value["temperature"]))
+        ),
         (min(weights) >= 0, f"weight {min(weights)!r}, expected at least 0"),
         (abs(math.fsum(weights) - 1) <= _SUM_TOLERANCE, f"weights sum to {math.fsum(weights)!r}, expected 1"),
     ]
     if broken := [text for holds, text in rules if not holds]:
         raise InputError(f"{path}: {broken[0]}; the file was edited: fit the blend again")
-    fitted = FittedBlend(tuple(temperatures), tuple(weights), value["pool"], float(value["log_loss"]))
+    pooled, log_loss = float(value["temperature"]), float(value["log_loss"])
+    fitted = FittedBlend(tuple(temperatures), tuple(weights), value["pool"], pooled, log_loss)
     return fitted, tuple(member["file"] for member in members)
 
 
@@ -102,7 +118,7 @@ def apply_blend(fitted: FittedBlend, tables: Sequence[FloatArray]) -> FloatArray
         ValueError: not as many tables as members.
     """
     scaled = [tempered(table, t) for table, t in zip(tables, fitted.temperatures, strict=True)]
-    return blend(scaled, fitted.weights, POOLS[fitted.pool])
+    return tempered(blend(scaled, fitted.weights, POOLS[fitted.pool]), fitted.temperature)
 
 
 def margin_fallback(tables: Sequence[FloatArray], blended: FloatArray, margin: float) -> FloatArray:

@@ -9,7 +9,7 @@ a label that occurs in neither has no F1, and counts neither as 0 nor as 1.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ SMALLEST_PROB = 1e-15  # log loss of an answer held impossible: 34.5 nats and no
 _NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 _CELLS_AT_ONCE = 4_000_000  # resamples x passages held in memory: 32 MB
 _LABELS = MAX_CHOICES
+_CHOICES = 500  # resamples on which a best table is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+    def less(self, amount: float) -> "Estimate":
+        """With so much taken off the figure and its interval."""
+        low, high = (None if end is None else end - amount for end in (self.low, self.high))
+        return Estimate(self.value - amount, low, high)
 
     def to_dict(self) -> dict[str, float | None]:
         """For JSON."""
@@ -76,12 +82,22 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """a minus b on the same questions: accuracy above 0 and log loss below 0 speak for a."""
+    """a minus b on the same questions: accuracy and macro F1 above 0 and log loss below 0 speak for a."""
 
     num_questions: int
     num_groups: int
     accuracy: Estimate
+    macro_f1: Estimate
     log_loss: Estimate
+
+    def less(self, accuracy: float, macro_f1: float, log_loss: float) -> "PairedDifference":
+        """With so much taken off each figure and its interval."""
+        return replace(
+            self,
+            accuracy=self.accuracy.less(accuracy),
+            macro_f1=self.macro_f1.less(macro_f1),
+            log_loss=self.log_loss.less(log_loss),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -89,6 +105,7 @@ class PairedDifference:
             "num_questions": self.num_questions,
             "num_groups": self.num_groups,
             "accuracy": self.accuracy.to_dict(),
+            "macro_f1": self.macro_f1.to_dict(),
             "log_loss": self.log_loss.to_dict(),
         }
 
@@ -113,8 +130,7 @@ def compute_metrics(probs: FloatArray, answers: IntArray, groups: Sequence[str],
     accuracy = float(np.mean(predicted == answers))
     macro_f1 = float(f1_score(answers, predicted, labels=labels, average="macro"))
 
-    cells = np.eye(_LABELS * _LABELS)[(answers - 1) * _LABELS + predicted - 1]  # (N, 25)
-    sums = sum_by_group(np.column_stack([cells, losses]), groups)  # (G, 26)
+    sums = sum_by_group(np.column_stack([_confusion_cells(answers, predicted), losses]), groups)  # (G, 26)
     resampled = np.concatenate(list(_resampled_sums(sums, seed)))  # (resamples, 26)
     confusion = resampled[:, :-1].reshape(-1, _LABELS, _LABELS)
     counts = confusion.sum(axis=(1, 2))
@@ -130,6 +146,12 @@ def compute_metrics(probs: FloatArray, answers: IntArray, groups: Sequence[str],
         log_loss=Estimate(float(losses.mean()), *_percentiles(resampled[:, -1] / counts)),
         accuracy_interval=kind,
     )
+
+
+def _confusion_cells(answers: IntArray, predicted: IntArray) -> FloatArray:
+    """(N, 25) with 1 at each row's cell of the confusion matrix (gold, predicted)."""
+    cells: FloatArray = np.eye(_LABELS * _LABELS)[(answers - 1) * _LABELS + predicted - 1]
+    return cells
 
 
 def row_log_losses(probs: FloatArray, answers: IntArray) -> FloatArray:
@@ -182,7 +204,7 @@ def random_baseline(num_choices: IntArray, answers: IntArray, *, seed: int = 0) 
 def paired_difference(
     probs_a: FloatArray, probs_b: FloatArray, answers: IntArray, groups: Sequence[str], *, seed: int = 0
 ) -> PairedDifference:
-    """Accuracy and log loss of a minus those of b, each with a 95 % interval, on the same questions.
+    """Accuracy, macro F1 and log loss of a minus those of b, each with a 95 % interval, on the same questions.
 
     Args:
         probs_a: (N, 5), NaN where a choice does not exist.
@@ -198,16 +220,80 @@ def paired_difference(
     _require_rows(probs_b, answers, groups)
     if (count_choices(probs_a) != count_choices(probs_b)).any():
         raise ValueError("a and b differ in a row's number of choices: they are not the same questions")
-    hits = (predicted_answers(probs_a) == answers).astype(np.float64) - (predicted_answers(probs_b) == answers)
+    predicted_a, predicted_b = predicted_answers(probs_a), predicted_answers(probs_b)
+    hits = (predicted_a == answers).astype(np.float64) - (predicted_b == answers)
     losses = row_log_losses(probs_a, answers) - row_log_losses(probs_b, answers)
-    sums = sum_by_group(np.column_stack([hits, losses, np.ones(len(answers))]), groups)
-    resampled = np.concatenate(list(_resampled_sums(sums, seed)))
+    columns = [
+        _confusion_cells(answers, predicted_a),
+        _confusion_cells(answers, predicted_b),
+        hits,
+        losses,
+        np.ones(len(answers)),
+    ]
+    sums = sum_by_group(np.column_stack(columns), groups)
+    # The first row is the sample itself.
+    resampled = np.concatenate([sums.sum(axis=0, keepdims=True), *_resampled_sums(sums, seed)])
+    confusions = resampled[:, : 2 * _LABELS * _LABELS].reshape(-1, 2, _LABELS, _LABELS)
+    f1 = macro_f1_scores(confusions[:, 0]) - macro_f1_scores(confusions[:, 1])
     return PairedDifference(
         num_questions=len(answers),
         num_groups=len(sums),
-        accuracy=Estimate(float(hits.mean()), *_percentiles(resampled[:, 0] / resampled[:, 2])),
-        log_loss=Estimate(float(losses.mean()), *_percentiles(resampled[:, 1] / resampled[:, 2])),
+        accuracy=Estimate(float(hits.mean()), *_percentiles(resampled[1:, -3] / resampled[1:, -1])),
+        macro_f1=Estimate(float(f1[0]), *_percentiles(f1[1:])),
+        log_loss=Estimate(float(losses.mean()), *_percentiles(resampled[1:, -2] / resampled[1:, -1])),
     )
+
+
+def choice_optimism(
+    tables: Sequence[FloatArray], other: FloatArray, answers: IntArray, groups: Sequence[str], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """By how much the table of least log loss looks better against another one than it is, for being chosen on these rows.
+
+    Passages are drawn with replacement, the best table is chosen on those drawn and judged on those left out; the mean of what is
+    found there is what a chosen one is worth (Tsamardinos et al. 2018, https://doi.org/10.1007/s10994-018-5714-4).
+
+    Args:
+        tables: (N, 5) each, to choose from.
+        other: (N, 5) that the chosen one is compared with.
+        answers: (N,) gold answers, counted from 1.
+        groups: (N,) passage keys.
+        seed: of the bootstrap.
+
+    Returns:
+        Of accuracy, macro F1 and log loss, chosen minus other: on all rows less on rows that did not choose. (0, 0, 0) for one table.
+
+    Raises:
+        ValueError: see compute_metrics.
+    """
+    if len(tables) == 1:
+        return 0.0, 0.0, 0.0
+    columns = [
+        np.column_stack([_confusion_cells(answers, predicted_answers(table)), row_log_losses(table, answers)])
+        for table in (*tables, other)
+    ]
+    width = _LABELS * _LABELS + 1
+    sums = sum_by_group(np.column_stack(columns), groups)  # (G, (C + 1) * 26)
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(_CHOICES):
+        times = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))
+        if (times > 0).all():
+            continue
+        drawn = (times @ sums).reshape(-1, width)
+        best = int(np.argmin(drawn[:-1, -1]))
+        found.append(_differences((times == 0) @ sums, best))
+    whole = sums.sum(axis=0)
+    apparent = _differences(whole, int(np.argmin(whole.reshape(-1, width)[:-1, -1])))
+    accuracy, macro_f1, log_loss = (apparent - np.mean(found, axis=0)).tolist()
+    return accuracy, macro_f1, log_loss
+
+
+def _differences(sums: FloatArray, best: int) -> FloatArray:
+    """(3,) accuracy, macro F1 and log loss of table `best` minus those of the last one, from their sums over rows."""
+    pair = sums.reshape(-1, _LABELS * _LABELS + 1)[[best, -1]]
+    confusion, losses = pair[:, :-1].reshape(2, _LABELS, _LABELS), pair[:, -1]
+    count = confusion[0].sum()
+    figures = np.array([np.trace(confusion, axis1=1, axis2=2) / count, macro_f1_scores(confusion), losses / count])
+    return np.asarray(figures[:, 0] - figures[:, 1])
 
 
 def wilson_interval(share: float, num_rows: int) -> tuple[float, float]:
@@ -267,7 +353,11 @@ def format_difference(name: str, difference: PairedDifference) -> str:
     """One line: by how much `name` differs, each figure with its 95 % interval."""
     parts = [
         f"{label} {estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-        for label, estimate in (("accuracy", difference.accuracy), ("log loss", difference.log_loss))
+        for label, estimate in (
+            ("accuracy", difference.accuracy),
+            ("macro F1", difference.macro_f1),
+            ("log loss", difference.log_loss),
+        )
     ]
     return f"  {name}: {', '.join(parts)}"
 

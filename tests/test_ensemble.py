@@ -142,7 +142,10 @@ def test_metrics_with_passages_from_the_test_or_single_rows(folder: Path, capsys
         ("a.probs.csv none.csv --out x", "none.csv: no such file"),
         ("a.probs.csv --out x --margin 2", "margin 2.0: a difference of two probabilities lies in 0 to 1"),
         ("--fit a.probs.csv --out x", "--fit takes the out-of-fold files itself, and needs --answers and --out NAME"),
-        ("--fit a.probs.csv b.probs.csv --out x --answers gold.csv --method hard", "--method hard has nothing to fit"),
+        (
+            "--fit a.probs.csv b.probs.csv --out x --answers gold.csv --method hard",
+            "--method is for a blend by hand; --fit takes none",
+        ),
         ("--fit a.probs.csv b.probs.csv --out x --answers gold.csv --weights 1 1", "--weights are for a blend by hand"),
         ("--fit a.probs.csv b.probs.csv --out x --answers gold.csv", "3 passages for 5 folds"),
         ("--apply none.json a.probs.csv --out x", "none.json: no such file"),

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import ensemble
+from ksat.blend_fit import require_out_of_fold
 from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
 from ksat.submission_log import read_log
 
 NUM_ROWS = 240
+ECHOES = ("echo-a", "echo-b", "echo-c")
 
 
 def soft(scores: FloatArray) -> FloatArray:
@@ -22,7 +24,7 @@ def soft(scores: FloatArray) -> FloatArray:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Out-of-fold files of a model that knows something, its equal, and one that knows nothing; two rows a passage."""
+    """Out-of-fold files of a model that knows something, its equal, and a poor one under three names; two rows a passage."""
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     answers = generator.integers(0, 5, NUM_ROWS)
@@ -32,8 +34,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines.append(f'r{row},passage {row // 2},"{problems}",')
     (tmp_path / "gold.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     ids = tuple(f"r{row}" for row in range(NUM_ROWS))
-    for name, skill in (("good", 1.5), ("twin", 1.5), ("noise", 0.0)):
-        scores = generator.normal(size=(NUM_ROWS, 5)) + skill * np.eye(5)[answers]
+    poor = generator.normal(size=(NUM_ROWS, 5)) + 0.7 * np.eye(5)[answers]
+    for name in ("good", "twin", *ECHOES):
+        noise = generator.normal(size=(NUM_ROWS, 5))
+        scores = poor + 0.1 * noise if name in ECHOES else noise + 1.5 * np.eye(5)[answers]
         write_probs(tmp_path / f"{name}-oof.probs.csv", Predictions(ids, soft(scores)))
         write_probs(tmp_path / f"{name}.probs.csv", Predictions(ids[:20], soft(generator.normal(size=(20, 5)))))
     return tmp_path
@@ -45,34 +49,40 @@ def fit(*members: str, out: str = "ab", flags: tuple[str, ...] = ()) -> dict[str
     return read_json(Path(f"submissions/{out}.blend.json"))
 
 
-def test_a_member_that_knows_nothing_is_left_out_and_that_is_worth_it(
+def test_a_poor_member_under_three_names_counts_once_and_that_is_worth_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = fit("good", "noise")
+    members = ("good", *ECHOES)
+    found = fit(*members)
     out = capsys.readouterr().out
     assert found["recommended"] == "fitted"
     assert "verdict: worth it; --apply takes the fitted weights" in out
     assert "| equal weights " in out
+    assert out.count("| fitted, ") == 7  # six ways, and the calibration of the best
+    assert f"best of 6 on rows not fitted to: {found['gain']['method']}; minus equal weights, less what choosing" in out
+    assert f"{found['gain']['changed_answers']} of 240 answers change" in out
     weights = [member["weight"] for member in found["fitted"]["members"]]
-    assert weights[0] > 0.9
+    assert weights[0] > 0.4
     assert Path("submissions/ab.blend.png").stat().st_size > 10_000
-    ensemble.main(["--apply", "submissions/ab.blend.json", "good.probs.csv", "noise.probs.csv", "--out", "t"])
-    tables = [read_probs(folder / f"{name}.probs.csv").probs for name in ("good", "noise")]
+    files = [f"{name}.probs.csv" for name in members]
+    ensemble.main(["--apply", "submissions/ab.blend.json", *files, "--out", "t"])
+    tables = [read_probs(folder / file).probs for file in files]
+    fitted = found["fitted"]
     expected = np.zeros((20, 5))
-    for table, member in zip(tables, found["fitted"]["members"], strict=True):
+    for table, member in zip(tables, fitted["members"], strict=True):
         cooled = table ** (1 / member["temperature"])
-        expected += member["weight"] * cooled / cooled.sum(axis=1, keepdims=True)
+        cooled /= cooled.sum(axis=1, keepdims=True)
+        expected += member["weight"] * (cooled if fitted["pool"] == "linear" else np.log(cooled))
+    expected = (expected if fitted["pool"] == "linear" else np.exp(expected)) ** (1 / fitted["temperature"])
+    expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(read_probs(folder / "submissions/t.probs.csv").probs, expected, atol=1e-9)
     report = read_json(folder / "submissions/t.probs.json")
-    assert [member["file"] for member in report["members"]] == ["good.probs.csv", "noise.probs.csv"]
+    assert [member["file"] for member in report["members"]] == files
     assert [member["weight"] for member in report["members"]] == weights
 
 
-@pytest.mark.parametrize("flags", [(), ("--greedy",), ("--method", "geometric")])
-def test_equal_members_get_equal_weights(
-    folder: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
-) -> None:
-    found = fit("good", "twin", flags=flags)
+def test_equal_members_get_equal_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = fit("good", "twin")
     assert found["recommended"] == "equal"
     assert "take equal weights; --apply takes equal weights, at the fitted temperatures" in capsys.readouterr().out
     assert [member["weight"] for member in found["equal"]["members"]] == [0.5, 0.5]
@@ -86,11 +96,69 @@ def test_equal_members_get_equal_weights(
     assert np.abs(one - other).max() > 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (("--method", "geometric"), "--method is for a blend by hand; --fit takes none"),
+        (("--margin", "0.1"), "--margin is for a blend; --fit takes none"),
+    ],
+)
+def test_what_fit_refuses(folder: Path, flags: tuple[str, ...], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        fit("good", "twin", flags=flags)
+    assert not (folder / "submissions").exists()
+
+
+def test_members_that_were_trained_on_their_rows_are_refused_and_unknown_ones_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = {name: folder / f"{name}-oof.probs.json" for name in ("good", "twin")}
+    trained = [{"file": "gold.csv", "sha256": "1" * 64}]
+    reports["twin"].write_text('{"base": "b", "adapter_sha256": null, "data": []}')  # untuned
+    for about, is_named in (
+        ({"out_of_fold": True, "data": trained}, False),
+        ({"base": "b", "adapter_sha256": "2" * 64, "data": trained, "test_sha256": "3" * 64}, False),
+        ({"base": "b", "adapter_sha256": "2" * 64}, True),
+        ({"members": []}, True),
+        (None, True),
+    ):
+        reports["good"].write_text(json.dumps(about)) if about else reports["good"].unlink()
+        require_out_of_fold([Path("good-oof.probs.csv"), Path("twin-oof.probs.csv")])
+        told = capsys.readouterr().err
+        assert told.startswith("warning: good-oof.probs.csv has no report that says") == is_named
+        assert len(told.splitlines()) == is_named
+    about = {"base": "b", "adapter_sha256": "2" * 64, "data": trained, "test": "gold.csv", "test_sha256": "1" * 64}
+    reports["good"].write_text(json.dumps(about))
+    with pytest.raises(
+        InputError, match="good-oof.probs.csv was scored by a run that was trained on gold.csv, so that it looks"
+    ):
+        fit("good", "twin")
+    (folder / "linked-oof.probs.csv").symlink_to("twin-oof.probs.csv")
+    with pytest.raises(InputError, match="linked-oof.probs.csv is twin-oof.probs.csv again: a member counts once"):
+        fit("twin", "linked")
+
+
+def test_labels_alone_are_folded_by_rows_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"r{i},1" for i in range(NUM_ROWS)]
+    (folder / "labels.csv").write_text("\n".join(["id,answer", *rows]) + "\n")
+    for answers, test, is_said in (
+        ("gold.csv", None, False),
+        ("labels.csv", None, True),
+        ("labels.csv", "gold.csv", False),
+    ):
+        ids = tuple(f"r{i}" for i in range(NUM_ROWS))
+        groups = ensemble._groups(ids, Path(answers), Path(test) if test else None)
+        assert len(set(groups)) == (NUM_ROWS if is_said else NUM_ROWS // 2)
+        assert (
+            "holds labels alone: folds and intervals take each row for itself" in capsys.readouterr().err
+        ) == is_said
+
+
 def test_what_apply_refuses(folder: Path) -> None:
-    fit("good", "noise")
+    fit("good", "twin", out="ab")
     path = folder / "submissions/ab.blend.json"
     with pytest.raises(
-        InputError, match=r"fitted to 2 members \(good-oof.probs.csv, noise-oof.probs.csv\), 1 are given"
+        InputError, match=r"fitted to 2 members \(good-oof.probs.csv, twin-oof.probs.csv\), 1 are given"
     ):
         ensemble.main(["--apply", str(path), "good.probs.csv", "--out", "t"])
     with pytest.raises(InputError, match="exist already; choose another --out, or replace with --overwrite"):
@@ -99,7 +167,7 @@ def test_what_apply_refuses(folder: Path) -> None:
     for changed in (value | {"recommended": "best"}, {"fitted": {}}, value | {"equal": 1, "recommended": "equal"}):
         path.write_text(json.dumps(changed))
         with pytest.raises(InputError, match="fit the blend again"):
-            ensemble.main(["--apply", str(path), "good.probs.csv", "noise.probs.csv", "--out", "t"])
+            ensemble.main(["--apply", str(path), "good.probs.csv", "twin.probs.csv", "--out", "t"])
     assert not (folder / "submissions/t.csv").exists()
 
 

@@ -206,7 +206,7 @@ def test_paired_difference_is_a_minus_b() -> None:
     assert difference.accuracy.low is not None and difference.accuracy.high is not None
     assert 0.05 < difference.accuracy.low < 0.25 < difference.accuracy.high < 0.45
     same = paired_difference(better, better, answers, groups)
-    assert same.accuracy == same.log_loss == Estimate(0.0, 0.0, 0.0)
+    assert same.accuracy == same.macro_f1 == same.log_loss == Estimate(0.0, 0.0, 0.0)
     assert json.loads(json.dumps(difference.to_dict()))["log_loss"]["value"] == difference.log_loss.value
 
 

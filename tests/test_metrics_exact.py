@@ -12,6 +12,7 @@ from ksat.metrics import (
     Estimate,
     Metrics,
     PairedDifference,
+    choice_optimism,
     compute_metrics,
     fit_scale,
     format_difference,
@@ -24,6 +25,7 @@ from ksat.metrics import (
     sum_by_group,
     wilson_interval,
 )
+from ksat.predictions import FloatArray, IntArray
 
 NAN = float("nan")
 ANSWERS = np.array([1, 2, 1, 3, 2, 1, 4, 2] * 8)
@@ -91,7 +93,43 @@ def test_intervals_of_a_difference_are_those_of_a_bootstrap_of_passages_written_
     assert found.log_loss.value == pytest.approx(losses.mean(), abs=1e-12)
     assert bounds(found.accuracy) == pytest.approx(interval([hits[draw].mean() for draw in draws]), abs=1e-12)
     assert bounds(found.log_loss) == pytest.approx(interval([losses[draw].mean() for draw in draws]), abs=1e-12)
+    guesses = [np.nanargmax(table, axis=1) + 1 for table in (one, other)]
+
+    def f1(draw: IntArray) -> float:
+        a, b = (f1_by_hand(ANSWERS[draw].tolist(), guess[draw].tolist()) for guess in guesses)
+        return a - b
+
+    assert found.macro_f1.value == pytest.approx(f1(np.arange(64)), abs=1e-12)
+    assert bounds(found.macro_f1) == pytest.approx(interval([f1(draw) for draw in draws]), abs=1e-12)
     assert paired_difference(one, other, ANSWERS, GROUPS) == paired_difference(one, other, ANSWERS, GROUPS, seed=0)
+
+
+def test_the_optimism_of_a_choice_is_that_of_a_bootstrap_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On passages that were drawn the best of three is chosen, on those that were not it is judged."""
+    tables, other = [make_probs(seed) for seed in (1, 2, 3)], make_probs(4)
+    monkeypatch.setattr(metrics, "_CHOICES", 20)
+
+    def figures(table: FloatArray, rows: IntArray) -> FloatArray:
+        guess = np.nanargmax(table, axis=1) + 1
+        return np.array([
+            np.mean(guess[rows] == ANSWERS[rows]), f1_by_hand(ANSWERS[rows].tolist(), guess[rows].tolist()),
+            -np.log(table[rows, ANSWERS[rows] - 1]).mean(),
+        ])  # fmt: skip
+
+    def best(rows: IntArray) -> FloatArray:
+        return min(tables, key=lambda table: figures(table, rows)[2])
+
+    names, everything = sorted(set(GROUPS)), np.arange(64)
+    rng, found = np.random.default_rng(7), []
+    for _ in range(20):
+        drawn = [names[i] for i in rng.integers(32, size=32)]
+        inside = np.array([row for name in drawn for row in everything if GROUPS[row] == name])
+        outside = np.array([row for row in everything if GROUPS[row] not in drawn])
+        found.append(figures(best(inside), outside) - figures(other, outside))
+    apparent = figures(best(everything), everything) - figures(other, everything)
+    expected = apparent - np.mean(found, axis=0)
+    assert choice_optimism(tables, other, ANSWERS, GROUPS, seed=7) == pytest.approx(expected, abs=1e-12)
+    assert choice_optimism(tables[:1], other, ANSWERS, GROUPS) == (0.0, 0.0, 0.0)
 
 
 def test_resamples_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,18 +252,24 @@ def test_dicts_to_the_last_key() -> None:
         "log_loss": as_dict,
         "accuracy_interval": "bootstrap",
     }
-    assert PairedDifference(4, 3, figure, figure).to_dict() == {
+    assert PairedDifference(4, 3, figure, figure, figure).to_dict() == {
         "num_questions": 4,
         "num_groups": 3,
         "accuracy": as_dict,
+        "macro_f1": as_dict,
         "log_loss": as_dict,
     }
+    assert figure.less(0.125) == Estimate(0.375, 0.125, 0.625)
+    assert Estimate(0.5).less(-0.25) == Estimate(0.75)
+    other = PairedDifference(4, 3, figure, figure, figure).less(0.125, 0.25, -0.25)
+    assert other == PairedDifference(4, 3, figure.less(0.125), figure.less(0.25), figure.less(-0.25))
 
 
 def test_a_line_and_a_table_to_the_last_character() -> None:
-    difference = PairedDifference(4, 3, Estimate(0.25, -0.125, 0.5), Estimate(-0.0625, -0.5, 0.25))
+    macro_f1 = Estimate(0.125, -0.25, 0.375)
+    difference = PairedDifference(4, 3, Estimate(0.25, -0.125, 0.5), macro_f1, Estimate(-0.0625, -0.5, 0.25))
     assert format_difference("a", difference) == (
-        "  a: accuracy +0.250 [-0.125, +0.500], log loss -0.062 [-0.500, +0.250]"
+        "  a: accuracy +0.250 [-0.125, +0.500], macro F1 +0.125 [-0.250, +0.375], log loss -0.062 [-0.500, +0.250]"
     )
     wilson = Metrics(9, 3, Estimate(1.0, 0.5, 1.0), Estimate(0.5, None, 1.0), None, "wilson")
     plain = Metrics(10, 3, Estimate(0.5, 0.25, None), Estimate(0.5), Estimate(1.25, 1.0, 1.5))

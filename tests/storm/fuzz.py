@@ -30,7 +30,7 @@ from unittest import mock
 import numpy as np
 
 from . import odd
-from .world import BASE, CPU, World
+from .world import BASE, CPU, HELD_OUT, World
 
 CPU_SECONDS = 20.0  # of one input
 MEMORY = 4 * 2**30  # address space beyond what the process has before the first input
@@ -699,7 +699,7 @@ _VALID: dict[str, tuple[list[str], ...]] = {
         ["--base", BASE, *CPU, "--run", "new", "--epochs", "1", "--limit", "2"],
         ["--base", BASE, *CPU, "--run", "new", "--folds", "2", "--all"],
         ["--base", BASE, *CPU, "--run", "new", "--overwrite"],
-        ["--data-report", "--train", "data/train.csv", "--oof", "submissions/first-oof.probs.csv"],
+        ["--data-report", "--train", HELD_OUT, "--oof", "submissions/first-oof.probs.csv"],
         ["--run", "first", "--resume"],
     ),
     "inference": (
@@ -714,7 +714,7 @@ _VALID: dict[str, tuple[list[str], ...]] = {
         ["--check", "submissions/first.csv", "--test", "data/test.csv"],
         ["--log", "submissions/first.csv", "--public", "0.5"],
     ),
-    "compare": (["submissions/first-oof.probs.csv", "submissions/second-oof.probs.csv", "--answers", "data/train.csv"],),
+    "compare": (["submissions/first-oof.probs.csv", "submissions/second-oof.probs.csv", "--answers", HELD_OUT],),
     "explore": (
         ["--gpu", "v100-32gb"], ["--gpu", "v100-32gb", "--explain", "Qwen/Qwen3-8B"], ["--gpu", "v100-32gb", "--bases", "Qwen/Qwen3-8B,bases/tiny"],
         ["--score", "data/train.csv", "--bases", BASE, "--out", "new", "--limit", "3"],

@@ -14,7 +14,7 @@ from random import Random
 from ksat.runs import read_run
 
 from .forks import Command, Ended, Kill, Process, in_fork, run
-from .world import BASE, CPU, OOF_FILES, OTHER_BASE, VALIDATED, World, differences, output_fault, snapshot
+from .world import BASE, CPU, HELD_OUT, OOF_FILES, OTHER_BASE, VALIDATED, World, differences, output_fault, snapshot
 
 _TIMED = 3  # every third kill comes at a random moment, the others at one change of the disk after the other
 _TRIES = 6
@@ -268,7 +268,7 @@ def soup_scenarios(world: World) -> list[Scenario]:
 
 def ensemble_scenarios(world: World) -> list[Scenario]:
     members = ("submissions/first.probs.csv", "submissions/second.probs.csv")
-    fit = ("--fit", *OOF_FILES, "--answers", "data/train.csv")
+    fit, turned = (("--fit", *files, "--answers", HELD_OUT) for files in (OOF_FILES, reversed(OOF_FILES)))
     return [
         Scenario("blend", Command("ensemble.py", (*members, "--out", "x"))),
         Scenario(
@@ -276,7 +276,7 @@ def ensemble_scenarios(world: World) -> list[Scenario]:
             Command("ensemble.py", (*members, "--out", "second-blend", "--weights", "1", "2", "--overwrite")),
         ),
         Scenario("--fit", Command("ensemble.py", (*fit, "--out", "x"))),
-        Scenario("--fit --overwrite", Command("ensemble.py", (*fit, "--out", "fitted", "--greedy", "--overwrite"))),
+        Scenario("--fit --overwrite", Command("ensemble.py", (*turned, "--out", "fitted", "--overwrite"))),
         Scenario("--log", Command("ensemble.py", ("--log", "submissions/second.csv", "--public", "0.5"))),
     ]
 

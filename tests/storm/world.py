@@ -18,6 +18,7 @@ from .forks import Command, in_fork, run
 BASE, OTHER_BASE = "bases/tiny", "bases/other"  # tiny random ones, in the competition's folder
 LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--warmup", "0")
 CPU = ("--device", "cpu", "--engine", "transformers")
+HELD_OUT = "data/held.csv"  # labelled, and nobody's training rows
 OOF_FILES = ("submissions/first-oof.probs.csv", "submissions/second-oof.probs.csv")
 VALIDATED = ("--valid-fraction", "0.25", "--patience", "9")
 # What differs from run to run without being a result.
@@ -68,6 +69,7 @@ def make_world(scratch: Path) -> World:
         in_fork(lambda folder=world.folder / name, family=family: shutil.copytree(tiny.base_folder(family), folder))
     data = world.folder / "data"
     tiny.write_questions(data / "train.csv", tiny.make_questions(16))
+    tiny.write_questions(world.folder / HELD_OUT, tiny.make_questions(16, first=80))
     tiny.write_questions(data / "test.csv", tiny.make_questions(12, first=40), labelled=False)
     tiny.write_questions(data / "answers.csv", tiny.make_questions(12, first=40))
     for name, text in KEPT.items():
@@ -80,12 +82,12 @@ def make_world(scratch: Path) -> World:
             for seed, name in enumerate(("first", "second"))
         ),
         *(world.score(name, name) for name in ("first", "second")),
-        *(world.score(name, f"{name}-oof", "--test", "data/train.csv") for name in ("first", "second")),
-        Command("ensemble.py", (*OOF_FILES, "--out", "old", "--answers", "data/train.csv", "--margin", "0.1")),
+        *(world.score(name, f"{name}-oof", "--test", HELD_OUT) for name in ("first", "second")),
+        Command("ensemble.py", (*OOF_FILES, "--out", "old", "--answers", HELD_OUT, "--margin", "0.1")),
         Command("ensemble.py", (*OOF_FILES, "--out", "second-blend")),
         Command("ksat.soup", ("checkpoints/first", "checkpoints/second", "--run", "old-soup")),
-        Command("ensemble.py", ("--fit", *OOF_FILES, "--answers", "data/train.csv", "--out", "fitted")),
-        Command("compare.py", (*OOF_FILES, "--answers", "data/train.csv", "--out", "both", "--pick-two")),
+        Command("ensemble.py", ("--fit", *OOF_FILES, "--answers", HELD_OUT, "--out", "fitted")),
+        Command("compare.py", (*OOF_FILES, "--answers", HELD_OUT, "--out", "both", "--pick-two")),
     ]
     for command in commands:
         ended = run(command, world.folder)
