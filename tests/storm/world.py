@@ -22,7 +22,7 @@ HELD_OUT = "data/held.csv"  # labelled, and nobody's training rows
 OOF_FILES = ("submissions/first-oof.probs.csv", "submissions/second-oof.probs.csv")
 VALIDATED = ("--valid-fraction", "0.25", "--patience", "9")
 # What differs from run to run without being a result.
-_VOLATILE = re.compile(r"second|memory|gib|runtime|^time$", re.IGNORECASE)
+_VOLATILE = re.compile(r"second|/s$|memory|gib|runtime|^time$", re.IGNORECASE)
 # Of the user; nothing may touch them. Some are named nearly as our own leftovers are.
 KEPT = {
     "notes.txt": "mine\n", "checkpoints/thesis/chapter.txt": "not a run\n", "checkpoints/readme.md": "# runs\n", "submissions/mine.csv": "id,answer\nx,1\n",
