@@ -132,22 +132,24 @@ def test_the_order_of_settings_says_nothing(tmp_path: Path) -> None:
 
 def test_a_garbled_part_is_set_aside_by_its_own_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else another one would take a part away that its own process has begun anew."""
-    for part in range(3):
-        write_journal(tmp_path / "j", part=part).path.write_text("garbled\n")
-    Journal(tmp_path / "j", SETTINGS, pack_tokens=300, part=1, num_parts=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["j.0", "j.1", "j.1.garbled", "j.2"]
-    Journal(
-        tmp_path / "j", SETTINGS, pack_tokens=300, part=0, num_parts=2
-    )  # also of those that have no process any more
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "j.0",
-        "j.0.garbled",
-        "j.1",
-        "j.1.garbled",
-        "j.2.garbled",
-    ]
-    monkeypatch.setattr(journal_module, "_parts", lambda path: [tmp_path / "j.0", tmp_path / "j.7"])
-    assert Journal(tmp_path / "j", SETTINGS, pack_tokens=300).scores == {}
+    path = tmp_path / ".x.probs.csv.partial"
+
+    def parts() -> list[str]:
+        return sorted(each.name.removeprefix(path.name) for each in tmp_path.iterdir())
+
+    for part in range(4):
+        write_journal(path, part=part).path.write_text("garbled\n")
+    Journal(path, SETTINGS, pack_tokens=300, part=1, num_parts=3)
+    assert parts() == [".0", ".1", ".1.garbled", ".2", ".3"]
+    Journal(path, SETTINGS, pack_tokens=300, part=0, num_parts=3)  # also of those that have no process any more
+    assert parts() == [".0", ".0.garbled", ".1", ".1.garbled", ".2", ".3.garbled"]
+    Journal(path, SETTINGS, pack_tokens=300)
+    assert ".2.garbled" in parts()
+    write_journal(path, part=1).path.write_text("garbled\n")
+    Journal(path, SETTINGS, pack_tokens=300)
+    assert ".1" not in parts()
+    monkeypatch.setattr(journal_module, "_parts", lambda _: [path.with_name(f"{path.name}.{n}") for n in (0, 7)])
+    assert Journal(path, SETTINGS, pack_tokens=300).scores == {}
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
