@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ksat.calibration import Calibration, calibrate, draw_reliability, format_calibrations
 from ksat.errors import InputError
-from ksat.files import Outputs, read_json, text_writer, to_json
+from ksat.files import Outputs, named_twice, read_json, text_writer, to_json
 from ksat.fitted_blend import FittedBlend, from_dict
 from ksat.fitting import METHODS, WORTH_IT, NestedGain, equal_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
@@ -45,9 +45,9 @@ def require_out_of_fold(files: Sequence[Path]) -> None:
     Raises:
         InputError: one was, or a file is named twice.
     """
-    for i, file in enumerate(files):
-        if twice := [other for other in files[:i] if other.resolve() == file.resolve()]:
-            raise InputError(f"--fit: {file} is {twice[0]} again: a member counts once; leave one out")
+    if twice := named_twice(files):
+        raise InputError(f"--fit: {twice[0]} is {twice[1]} again: a member counts once; leave one out")
+    for file in files:
         report = file.with_suffix(".json")
         about = read_json(report) if report.exists() else {}
         if about.get("out_of_fold") is True or (about.get("adapter_sha256", "") is None and "base" in about):

@@ -170,6 +170,8 @@ def _require_same_settings(plan: CrossValidation, fold: int) -> None:
     Raises:
         InputError: the fold was trained otherwise than the first one.
     """
+    if fold == 0:
+        return
     first, own = (
         {name: value for name, value in read_run(plan.folder(k)).settings.items() if name not in _FOLDS_OWN}
         for k in (0, fold)

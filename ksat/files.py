@@ -401,6 +401,17 @@ def require_no_input(outputs: Iterable[Path], inputs: Iterable[Path | str | None
             raise InputError(f"{flag}: {output} is a folder, where a file is to be written; choose another {flag}")
 
 
+def named_twice(paths: Sequence[Path]) -> tuple[Path, Path] | None:
+    """The first path that an earlier one leads to as well, and that one."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        place = os.path.realpath(path)  # unlike Path.resolve it has no error for links in a circle
+        if place in seen:
+            return path, seen[place]
+        seen[place] = path
+    return None
+
+
 def _is_same(output: Path, path: Path) -> bool:
     same = os.path.realpath(output) == os.path.realpath(path)
     return same or (os.path.exists(output) and os.path.exists(path) and output.samefile(path))

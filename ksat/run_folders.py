@@ -11,13 +11,22 @@ anew, and whatever has the place keeps it until the new run is complete.
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ksat.errors import InputError
-from ksat.files import LockedError, file_sha256, lock, read_json, remove_all, remove_leftovers, require_name, write_json
+from ksat.files import (
+    LockedError,
+    file_sha256,
+    lock,
+    read_json,
+    remove,
+    remove_all,
+    remove_leftovers,
+    require_name,
+    write_json,
+)
 from ksat.sealed import read_sealed
 
 CHECKPOINTS = Path("checkpoints")
@@ -231,10 +240,7 @@ def remove_run(folder: Path) -> None:
         InputError: something in it is not ours; then all of it stays.
     """
     _require_ours(folder)
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder)
+    remove(folder)
 
 
 def _tidy(folder: Path) -> None:

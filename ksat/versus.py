@@ -11,6 +11,7 @@ from ksat.blending import Member, align_members
 from ksat.boards import Draws, ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
+from ksat.files import named_twice
 from ksat.metrics import compute_metrics, format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
@@ -93,8 +94,7 @@ def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | No
 
 def _names(files: Sequence[Path]) -> list[str]:
     """Short ones if they differ."""
-    places = [path.resolve() for path in files]
-    if twice := [str(path) for i, path in enumerate(files) if places[i] in places[:i]]:
+    if twice := named_twice(files):
         raise InputError(f"{twice[0]} is named twice; leave one out")
     short = [path.name.removesuffix(".csv").removesuffix(".probs") for path in files]
     return short if len(set(short)) == len(short) else [str(path) for path in files]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ksat.errors import InputError
-from ksat.files import claim_outputs, lock, remove_leftovers, require_name, text_writer
+from ksat.files import claim_outputs, lock, named_twice, remove_leftovers, require_name, text_writer
 
 NAMES = ("x.a", "x.b", "x.json")
 
@@ -336,3 +336,12 @@ def test_a_place_that_can_t_be_looked_at_is_one_line(tmp_path: Path, monkeypatch
         claim_outputs([tmp_path / "b"], inputs=[tmp_path / "a"], overwrite=True, command="one"),
     ):
         pass
+
+
+def test_a_file_is_known_again_under_another_name(tmp_path: Path) -> None:
+    file, other, link, circle = (tmp_path / name for name in ("a.csv", "b.csv", "link.csv", "circle.csv"))
+    link.symlink_to(file)
+    circle.symlink_to(circle)
+    assert named_twice([file, other, circle]) is None
+    assert named_twice([file, other, link]) == (link, file)
+    assert named_twice([circle, circle]) == (circle, circle)
