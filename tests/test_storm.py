@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 from storm import fuzz, odd
-from storm.forks import Command
+from storm.forks import Command, in_workers, read_kept
 from storm.kills import Expected, Scenario, look_after_kill, resume
 from storm.parts import all_parts
 from storm.world import differences, digest, output_fault
@@ -36,6 +36,23 @@ def test_the_storm_has_the_numbers_that_are_promised() -> None:
     assert [numbers[f"kills-{name}"] for name in ("inference", "training", "all-folds", "explore", "soup", "ensemble")] == [
         300, 100, 50, 50, 50, 50,
     ]  # fmt: skip
+
+
+def test_what_the_workers_found_is_kept_also_of_one_that_died_and_under_a_line_that_a_kill_has_cut(
+    tmp_path: Path,
+) -> None:
+    kept = tmp_path / "storm.jsonl"
+    kept.write_text('{"part": "p", "case": 7, "fault": "", "seconds": 1.0}\n{"part": "p", "ca\n')
+
+    def job(case: int) -> str:
+        if case == 2:
+            os._exit(3)
+        return "odd" if case % 2 else ""
+
+    in_workers("q", range(5), job, 2, kept)
+    found = {(entry["part"], entry["case"]): entry["fault"] for entry in read_kept(kept)}
+    died = "the process that ran it died: 3"
+    assert found == {("p", 7): "", ("q", 0): "", ("q", 1): "odd", ("q", 2): died, ("q", 3): "odd", ("q", 4): ""}
 
 
 def test_a_case_follows_from_its_seed() -> None:

@@ -16,19 +16,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gate", action="store_true", help="the few cases of each part that the gate runs")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts alone; a name's beginning is enough")
     parser.add_argument("--seed", type=int, metavar="N", help="case N of one part alone")
+    parser.add_argument(
+        "--go-on", action="store_true", help="keep what STEM.jsonl holds and run the cases that are missing there"
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes at once (default: 2)")
     parser.add_argument(
         "--out",
         type=Path,
         default=ROOT / "reports" / "storm",
         metavar="STEM",
-        help="STEM.json and STEM.md (default: reports/storm)",
+        help="STEM.jsonl and STEM.md (default: reports/storm)",
     )
     args = parser.parse_args(argv)
     from storm.parts import run_storm
 
     return run_storm(
-        args.only, scale=args.scale, gate=args.gate, seed=args.seed, num_workers=args.workers, out=args.out
+        args.only,
+        scale=args.scale,
+        gate=args.gate,
+        seed=args.seed,
+        go_on=args.go_on,
+        num_workers=args.workers,
+        out=args.out,
     )
 
 

@@ -314,24 +314,31 @@ def prepare() -> None:
     gc.freeze()  # else every collection in a fork would copy what it looks at: a third of a training's time
 
 
-def in_workers(cases: Sequence[int], job: Callable[[int], Any], num_workers: int, scratch: Path) -> dict[int, Any]:
-    """What job(case) returned for every case, computed in forked workers; for a case whose worker died it says so.
+def in_workers(part: str, cases: Sequence[int], job: Callable[[int], str], num_workers: int, kept: Path) -> None:
+    """Computes job(case) for every case in forked workers; the results are lines at the end of `kept`, written as they come.
+
+    A line is {"part", "case"} when a case begins, and {"part", "case", "fault", "seconds"} when it ends; for a case whose worker
+    died the fault says so.
 
     Args:
+        part: name of what the cases are of.
         cases: numbers.
-        job: returns what JSON takes.
+        job: returns what went wrong with a case, "" for nothing.
         num_workers: how many at once.
-        scratch: a folder for the workers' notes.
+        kept: the file.
     """
     waiting = {n: list(cases[n::num_workers]) for n in range(num_workers)}
-    notes = {n: scratch / f"worker-{n}.jsonl" for n in waiting}
-    results: dict[int, Any] = {}
+
+    def note(**entry: object) -> None:
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"part": part} | entry) + "\n")
 
     def work(n: int) -> int:
-        with notes[n].open("w", encoding="utf-8") as file:
-            for case in waiting[n]:
-                print(json.dumps([case]), file=file, flush=True)
-                print(json.dumps([case, job(case)]), file=file, flush=True)
+        for case in waiting[n]:
+            note(case=case)
+            started = time.monotonic()
+            fault = job(case)
+            note(case=case, fault=fault, seconds=round(time.monotonic() - started, 3))
         return 0
 
     def start(n: int) -> int:
@@ -347,12 +354,23 @@ def in_workers(cases: Sequence[int], job: Callable[[int], Any], num_workers: int
     while workers:
         pid, status = os.wait()
         n = workers.pop(pid)
-        entries = [json.loads(line) for line in notes[n].read_text(encoding="utf-8").splitlines()]
-        results |= {entry[0]: entry[1] for entry in entries if len(entry) == 2}
-        unfinished = [case for case in waiting[n] if case not in results]
-        if unfinished:
-            results[unfinished[0]] = f"the process that ran it died: {os.waitstatus_to_exitcode(status)}"
-            waiting[n] = unfinished[1:]
+        ended = {entry["case"] for entry in read_kept(kept) if entry["part"] == part}
+        waiting[n] = [case for case in waiting[n] if case not in ended]
+        if waiting[n]:
+            code = os.waitstatus_to_exitcode(status)
+            note(case=waiting[n].pop(0), fault=f"the process that ran it died: {code}", seconds=0.0)
             if waiting[n]:
                 workers[start(n)] = n
-    return results
+
+
+def read_kept(kept: Path) -> list[dict[str, Any]]:
+    """The cases that ended, of the lines of in_workers; a kill may have cut a line."""
+    entries = []
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if "fault" in entry:
+            entries.append(entry)
+    return entries

@@ -1,13 +1,11 @@
 """All parts of the storm, how many cases each has, and the table that comes of them."""
 
-import json
 import os
 import re
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -36,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a part; `faults` by the number of the case."""
+    """What came of a part: its cases so far, their seconds added up, and faults by the number of the case."""
 
     part: str
     number: int
@@ -72,18 +70,15 @@ def _fuzz(door: fuzz.Door, world: World, _: Sequence[int]) -> Case:
     return lambda number: fuzz.check(door, number, desk(os.getpid()))
 
 
-def run_part(part: Part, world: World, cases: Sequence[int], num_workers: int) -> Result:
-    """Runs these cases of a part in workers."""
-    started = time.monotonic()
-    case = part.prepare(world, cases)
-    told = forks.in_workers(cases, case, num_workers, world.scratch)
-    return Result(
-        part.name, len(cases), time.monotonic() - started, {n: fault for n, fault in sorted(told.items()) if fault}
-    )
-
-
 def run_storm(
-    only: Sequence[str] | None, *, scale: float, gate: bool, seed: int | None, num_workers: int, out: Path
+    only: Sequence[str] | None,
+    *,
+    scale: float,
+    gate: bool,
+    seed: int | None,
+    go_on: bool,
+    num_workers: int,
+    out: Path,
 ) -> int:
     """Runs parts, prints what went wrong and a table, and writes both; 1 if something did.
 
@@ -92,6 +87,7 @@ def run_storm(
         scale: share of every part's cases; each has at least one.
         gate: the few cases of the gate instead.
         seed: one case alone.
+        go_on: keep what an earlier call has written to `out`, and run only the cases that are missing there.
         num_workers: processes at once.
         out: path of the results without an ending.
     """
@@ -99,23 +95,32 @@ def run_storm(
     if not parts:
         print(f"no such part; there are {', '.join(part.name for part in all_parts())}")
         return 2
+    if not go_on and seed is None and out.with_suffix(".jsonl").exists():
+        print(f"{out.with_suffix('.jsonl')} exists; --go-on keeps its cases, --out takes another name")
+        return 2
     forks.prepare()
-    results = []
     with tempfile.TemporaryDirectory(prefix="ksat-storm-") as scratch:
         world = make_world(Path(scratch))
+        kept = out.with_suffix(".jsonl") if seed is None else Path(scratch, "seed.jsonl")
+        kept.parent.mkdir(parents=True, exist_ok=True)
         for part in parts:
             number = part.gate if gate else max(1, round(part.number * scale))
-            cases = range(number) if seed is None else [seed]
-            results.append(run_part(part, world, cases, min(num_workers, len(cases))))
-            print(say(results[-1]), flush=True)
+            ended = {entry["case"] for entry in forks.read_kept(kept) if entry["part"] == part.name}
+            cases = [case for case in (range(number) if seed is None else [seed]) if case not in ended]
+            if cases:
+                forks.in_workers(part.name, cases, part.prepare(world, cases), min(num_workers, len(cases)), kept)
+            print(say(_result(part.name, kept)), flush=True)
+        results = [result for part in all_parts() if (result := _result(part.name, kept)).number]
     text = table(results)
     print(f"\n{text}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    out.with_suffix(".json").write_text(
-        json.dumps([asdict(result) for result in results], indent=1) + "\n", encoding="utf-8"
-    )
+    if seed is None:
+        out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     return int(any(result.faults for result in results))
+
+
+def _result(part: str, kept: Path) -> Result:
+    mine = sorted((e for e in forks.read_kept(kept) if e["part"] == part), key=lambda entry: entry["case"])
+    return Result(part, len(mine), sum(e["seconds"] for e in mine), {e["case"]: e["fault"] for e in mine if e["fault"]})
 
 
 def kind(fault: str) -> str:
