@@ -194,9 +194,10 @@ def run_fit(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> "BlendFit":
-    from ksat.blend_fit import fit_members, require_out_of_fold
+    from ksat.blend_fit import fit_members
     from ksat.blending import align_members, read_member
     from ksat.predictions import Predictions, align_answers, read_answers
+    from ksat.provenance import require_out_of_fold
 
     require_out_of_fold(args.fit)
     members = [read_member(path, None) for path in args.fit]
@@ -235,7 +236,7 @@ def run_blend(args: argparse.Namespace) -> None:
     paths = submission_paths(args.out)
     inputs = [*args.members, args.answers, args.test, args.apply]
     with claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
-        fitted = read_fit(args.apply, len(args.members), as_fitted=args.fitted) if args.apply else None
+        fitted = read_fit(args.apply, args.members, as_fitted=args.fitted) if args.apply else None
         shares = list(fitted.weights) if fitted else check_weights(args.weights, len(args.members))
         blended, said = _blend(args, fitted, shares)
         write_predictions(outputs, blended, _blend_report(args, fitted, shares))
@@ -281,6 +282,11 @@ def _blend(
         agreements.append(
             f"--margin {args.margin:g}: the surest member decides in close calls; {changed:.1%} of the answers change by it"
         )
+        if fitted is None:
+            agreements.append(
+                "note: nothing tells how sure each member is right to be, so that one that is too sure decides too often: fit the "
+                "members' temperatures with --fit, and give --margin to --apply"
+            )
     return blended, _Said(
         agreements, metrics_report(members, tables, blended, args.answers, test) if args.answers else ""
     )

@@ -290,6 +290,9 @@ def _train(
     orders = ChoiceOrders("cyclic", settings["choice_orders"])
     train_set = [order for row in train_rows for order in encoder.encode_orders(row, orders)]
     valid_set = [encoder.encode(row) for row in valid_rows]
+    # By the digests of their ids, so that the folds of a file share most of them, and their scales hardly differ.
+    by_digest = sorted(train_rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())
+    scale_set = [encoder.encode(row) for row in by_digest[:SCALE_ROWS]]
     _show_example(encoder, train_set)
     over_vocabulary = settings["score_by"] == "text" or settings["loss"] == "vocab"
     plan = memory_plan(model, rank=settings["rank"], training=True, over_vocabulary=over_vocabulary)
@@ -315,6 +318,7 @@ def _train(
         pack_tokens=settings["pack_tokens"],
         patience=settings["patience"],
         chooses=settings["folds"] is None,
+        scale_set=scale_set,
     )
     validation.control()
     names = (

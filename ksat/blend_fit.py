@@ -1,17 +1,18 @@
 """A blend fitted on out-of-fold files: what it is, whether it is worth it, and the file that --apply reads."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ksat.calibration import Calibration, calibrate, draw_reliability, format_calibrations
 from ksat.errors import InputError
-from ksat.files import Outputs, named_twice, read_json, text_writer, to_json
+from ksat.files import Outputs, read_json, text_writer, to_json
 from ksat.fitted_blend import FittedBlend, from_dict
 from ksat.fitting import METHODS, WORTH_IT, NestedGain, equal_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
 from ksat.predictions import FloatArray, IntArray
+from ksat.provenance import from_dict as provenance_from_dict
+from ksat.provenance import read_provenance, require_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +38,6 @@ class BlendFit:
     @property
     def is_worth_it(self) -> bool:
         return self.gain.verdict == WORTH_IT
-
-
-def require_out_of_fold(files: Sequence[Path]) -> None:
-    """Sees to it by the reports beside them that no member was trained on the rows that it scored; warns of those that tell nothing.
-
-    Raises:
-        InputError: one was, or a file is named twice.
-    """
-    if twice := named_twice(files):
-        raise InputError(f"--fit: {twice[0]} is {twice[1]} again: a member counts once; leave one out")
-    for file in files:
-        report = file.with_suffix(".json")
-        about = read_json(report) if report.exists() else {}
-        if about.get("out_of_fold") is True or (about.get("adapter_sha256", "") is None and "base" in about):
-            continue  # an untuned base was trained on none of our rows
-        trained_on = about.get("data")
-        if not isinstance(trained_on, list):
-            print(
-                f"warning: {file} has no report that says whether its rows were held out: a blend fitted to rows that a member was trained "
-                "on trusts it too much",
-                file=sys.stderr,
-            )
-        elif about.get("test_sha256") in [entry.get("sha256") for entry in trained_on if isinstance(entry, dict)]:
-            raise InputError(
-                f"--fit: {file} was scored by a run that was trained on {about.get('test')}, so that it looks better than it is; take "
-                "out-of-fold rows: train.py --folds F --all writes them"
-            )
 
 
 def fit_members(
@@ -129,35 +103,41 @@ def write_fit(outputs: Outputs, fit: BlendFit) -> None:
     """
     names = [str(file) for file in fit.files]
     blends = {"fitted": fit.fitted.to_dict(names), "equal": fit.equal.to_dict(names)}
-    value = {**blends, "recommended": "fitted" if fit.is_worth_it else "equal", "gain": fit.gain.to_dict()}
+    members = [read_provenance(file).to_dict() for file in fit.files]
+    recommended = "fitted" if fit.is_worth_it else "equal"
+    value = {**blends, "recommended": recommended, "gain": fit.gain.to_dict(), "members": members}
     name, calibration = fit.calibrations[-1 if fit.is_worth_it else -2]
     curves = [("as blended", calibration.before), (f"at temperature {calibration.temperature:.2f}", calibration.after)]
     title = f"{name}, {len(fit.files)} members, out of fold"
     outputs.write([lambda path: draw_reliability(path, curves, title=title), text_writer(to_json(value))])
 
 
-def read_fit(path: Path, num_members: int, *, as_fitted: bool) -> FittedBlend:
+def read_fit(path: Path, files: Sequence[Path], *, as_fitted: bool) -> FittedBlend:
     """The blend that --fit recommends, or the fitted one.
 
     Args:
         path: of NAME.blend.json.
-        num_members: files to blend; they take the places of --fit's, in order.
+        files: to blend; they take the places of --fit's, in order.
         as_fitted: the fitted weights even where equal ones are recommended.
 
     Raises:
-        InputError: no such file, not one of --fit's, or for another number of members.
+        InputError: no such file, not one of --fit's, for another number of members, or for members in another order.
     """
     value = read_json(path)
-    if set(value) != {"fitted", "equal", "recommended", "gain"} or value["recommended"] not in ("fitted", "equal"):
-        raise InputError(f"{path}: not a file that ensemble.py --fit wrote; fit the blend again")
+    names = {"fitted", "equal", "recommended", "gain", "members"}
+    if set(value) != names or value["recommended"] not in ("fitted", "equal"):
+        raise InputError(f"{path}: not a file that ensemble.py --fit of this version wrote; fit the blend again")
     chosen = "fitted" if as_fitted else value["recommended"]
     if not isinstance(value[chosen], dict):
         raise InputError(f"{path}: {chosen!r} is no object; fit the blend again")
-    fitted, files = from_dict(value[chosen], path)
-    if len(files) != num_members:
+    fitted, fitted_files = from_dict(value[chosen], path)
+    if len(fitted_files) != len(files):
         raise InputError(
-            f"{path} was fitted to {len(files)} members ({', '.join(files)}), {num_members} are given; give one file for each, in "
-            "that order"
+            f"{path} was fitted to {len(fitted_files)} members ({', '.join(fitted_files)}), {len(files)} are given; give one file for "
+            "each, in that order"
         )
-    print(f"{path}: {chosen} weights, for {', '.join(files)} in this order")
+    if not isinstance(value["members"], list) or len(value["members"]) != len(fitted_files):
+        raise InputError(f"{path}: 'members' must be a list of {len(fitted_files)}; fit the blend again")
+    require_order([provenance_from_dict(each, path) for each in value["members"]], fitted_files, files)
+    print(f"{path}: {chosen} weights, for {', '.join(fitted_files)} in this order")
     return fitted

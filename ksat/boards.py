@@ -1,8 +1,8 @@
 """What a leaderboard's public half says about its private one, and which two submissions to select for the end.
 
-A half is drawn from the labelled rows at hand by bootstrap over passages; public and private half independently, as if both
-came from the population that those rows stand for. The scores seen are taken for the true ones, so the chances flatter: see
-ahead_again_if_equal.
+The labelled rows at hand are a sample. A board is drawn in two steps: first what the runs are truly worth, as far as these rows
+tell (a Bayesian bootstrap over passages: Rubin 1981, https://doi.org/10.1214/aos/1176345338), then its public and its private
+half from there, independently.
 """
 
 import math
@@ -20,22 +20,37 @@ _ROUNDING = 1e-12  # scores closer than that are a tie
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
-    """Scores of M runs on the same drawn halves.
+class Scores:
+    """Scores of M runs on drawn boards, each (draws, M).
 
     Attributes:
-        accuracy: (draws, M).
-        macro_f1: (draws, M).
+        true: on the whole population that was drawn.
+        public: on a half from it.
+        private: on another.
     """
 
-    accuracy: FloatArray
-    macro_f1: FloatArray
+    true: FloatArray
+    public: FloatArray
+    private: FloatArray
 
 
-def draw_halves(
+@dataclass(frozen=True, slots=True)
+class Boards:
+    """Drawn boards by both scores.
+
+    Attributes:
+        accuracy: share of right answers.
+        macro_f1: mean F1 of the answers.
+    """
+
+    accuracy: Scores
+    macro_f1: Scores
+
+
+def draw_boards(
     tables: Sequence[FloatArray], answers: IntArray, groups: Sequence[str], *, num_questions: int, seed: int = 0
-) -> Draws:
-    """Scores of every run on halves of about `num_questions` questions, drawn with replacement passage by passage.
+) -> Boards:
+    """Scores of every run on boards whose halves have about `num_questions` questions, drawn with replacement passage by passage.
 
     Args:
         tables: (N, 5) of each run, rows of the same questions.
@@ -48,15 +63,19 @@ def draw_halves(
     sums = np.stack([sum_by_group(each, groups) for each in cells])  # (M, G, 25)
     num_groups = sums.shape[1]
     num_drawn = max(1, round(num_questions * num_groups / len(answers)))
-    rng, accuracies, scores = np.random.default_rng(seed), [], []
+    rng = np.random.default_rng(seed)
+    found: list[list[tuple[FloatArray, FloatArray]]] = [[], [], []]
     for size in _parts(num_groups):
-        times = rng.multinomial(num_drawn, np.full(num_groups, 1 / num_groups), size=size).astype(np.float64)  # (B, G)
-        confusion = np.einsum("bg,mgc->bmc", times, sums, optimize=True)  # (B, M, 25)
-        square = confusion.reshape(-1, MAX_CHOICES, MAX_CHOICES)
-        hits = np.trace(square, axis1=1, axis2=2) / square.sum(axis=(1, 2))
-        accuracies.append(hits.reshape(size, len(tables)))
-        scores.append(macro_f1_scores(square).reshape(size, len(tables)))
-    return Draws(np.concatenate(accuracies), np.concatenate(scores))
+        shares = rng.dirichlet(np.ones(num_groups), size=size)  # (B, G)
+        halves = [rng.multinomial(num_drawn, shares).astype(np.float64) for _ in range(2)]
+        for scores, times in zip(found, [shares, *halves], strict=True):
+            confusion = np.einsum("bg,mgc->bmc", times, sums, optimize=True)  # (B, M, 25)
+            square = confusion.reshape(-1, MAX_CHOICES, MAX_CHOICES)
+            hits = np.trace(square, axis1=1, axis2=2) / square.sum(axis=(1, 2))
+            shape = (size, len(tables))
+            scores.append((hits.reshape(shape), macro_f1_scores(square).reshape(shape)))
+    accuracy, macro_f1 = (Scores(*(np.concatenate([part[i] for part in each]) for each in found)) for i in range(2))
+    return Boards(accuracy, macro_f1)
 
 
 def _parts(num_groups: int) -> Iterator[int]:
@@ -67,38 +86,38 @@ def _parts(num_groups: int) -> Iterator[int]:
         left -= part
 
 
-def ahead_again(scores_a: FloatArray, scores_b: FloatArray) -> float:
-    """The chance, 0.5 to 1, that whoever of two is ahead on one half is ahead on the other too; a tie counts half.
+def ahead_again(scores: Scores, a: int, b: int) -> float:
+    """The chance that whoever of two is ahead on a public half is ahead on the private one; a tie there counts half.
 
-    With p, q and t the chances that a leads, that b leads and of a tie, it is (p(p + t/2) + q(q + t/2)) / (p + q), since the
-    halves are drawn independently; 0.5 where the two always tie.
+    0.5 where the two always tie in public.
 
     Args:
-        scores_a: (draws,) of the one.
-        scores_b: (draws,) of the other, on the same halves.
+        scores: of the runs on drawn boards.
+        a: index of the one.
+        b: index of the other.
     """
-    difference = scores_a - scores_b
-    p, q = float(np.mean(difference > _ROUNDING)), float(np.mean(difference < -_ROUNDING))
-    if p + q == 0:
+    public, private = (half[:, a] - half[:, b] for half in (scores.public, scores.private))
+    leads = np.abs(public) > _ROUNDING
+    if not leads.any():
         return 0.5
-    tie = 1 - p - q
-    return (p * (p + tie / 2) + q * (q + tie / 2)) / (p + q)
+    ties = np.abs(private[leads]) <= _ROUNDING
+    return float(np.where(ties, 0.5, np.sign(public[leads]) == np.sign(private[leads])).mean())
 
 
 def ahead_again_if_equal(num_questions: int, half: int) -> float:
     """What ahead_again gives two equally good runs on average, 0.5 to 1: the figure that says nothing.
 
-    The gap seen on the rows at hand is chance, but the halves are drawn from those rows. In units of a half's standard error it
-    is normal with variance v = half / num_questions, and the mean of 1/2 + (2 Phi(gap) - 1)^2 / 2 over it is
-    1/2 + arcsin(v / (1 + v)) / pi (the orthant probability of two normal variables, Sheppard 1899). Ties are left out, which
-    makes it a little too high where the runs seldom differ.
+    The gap seen on the rows at hand is chance, but the boards are drawn around it. In squared standard errors of the rows the
+    drawn true gap has variance 2, one of its own and one of the gap seen, and each half adds num_questions / half: two halves
+    correlate by r = 2v / (2v + 1), v = half / num_questions, and have one sign with probability 1/2 + arcsin(r) / pi (Sheppard
+    1899). Ties are left out, which makes it a little too high where the runs seldom differ.
 
     Args:
         num_questions: compared.
         half: questions in a half.
     """
     v = half / num_questions
-    return 0.5 + math.asin(v / (1 + v)) / math.pi
+    return 0.5 + math.asin(2 * v / (2 * v + 1)) / math.pi
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +127,9 @@ class PickedTwo:
     Attributes:
         first: index of the better one.
         second: index of the other.
-        expected: mean of the better of the two on a private half.
+        expected: mean of the better of the two on a private half, the scores shrunk.
         alone: the same of the best single one.
+        kept: share of the runs' differences that shrinking keeps, 0 (chance explains all of them) to 1.
         correlation: of the two's right and wrong answers, -1 to 1; None if one is always right or always wrong.
         changes: share of the questions that the two answer differently.
     """
@@ -118,17 +138,21 @@ class PickedTwo:
     second: int
     expected: float
     alone: float
+    kept: float
     correlation: float | None
     changes: float
 
 
-def pick_two(tables: Sequence[FloatArray], answers: IntArray, halves: FloatArray) -> PickedTwo:
+def pick_two(tables: Sequence[FloatArray], answers: IntArray, scores: Scores) -> PickedTwo:
     """The pair whose better one scores best on a private half, on average: good ones that err on different questions.
+
+    The best of many looks better than it is. So the scores seen are drawn towards their mean by the share of their variance that
+    chance explains (empirical Bayes: Efron and Morris 1975, https://doi.org/10.1080/01621459.1975.10479864).
 
     Args:
         tables: (N, 5) of at least two runs.
         answers: (N,) gold answers, counted from 1.
-        halves: (draws, M) scores of the runs, from draw_halves.
+        scores: of the runs on drawn boards.
 
     Raises:
         ValueError: fewer than two runs.
@@ -136,11 +160,16 @@ def pick_two(tables: Sequence[FloatArray], answers: IntArray, halves: FloatArray
     num_runs = len(tables)
     if num_runs < 2:
         raise ValueError(f"{num_runs} runs; two are picked among at least two")
-    means = halves.mean(axis=0)
+    seen = scores.true.mean(axis=0)
+    apart = scores.true - scores.true.mean(axis=1, keepdims=True)
+    by_chance, spread = float(apart.var(axis=0).sum() / (num_runs - 1)), float(seen.var(ddof=1))
+    kept = max(0.0, 1 - by_chance / spread) if spread > _ROUNDING else 0.0
+    means = seen.mean() + kept * (seen - seen.mean())
+    halves = means + scores.private - scores.true
     pairs = [(i, j) for i in range(num_runs) for j in range(i + 1, num_runs)]
     expected = [float(np.maximum(halves[:, i], halves[:, j]).mean()) for i, j in pairs]
     best = int(np.argmax(expected))
-    first, second = sorted(pairs[best], key=lambda run: -means[run])
+    first, second = sorted(pairs[best], key=lambda run: -seen[run])
     right = [predicted_answers(tables[run]) == answers for run in (first, second)]
     varies = all(0 < each.mean() < 1 for each in right)
     return PickedTwo(
@@ -148,6 +177,7 @@ def pick_two(tables: Sequence[FloatArray], answers: IntArray, halves: FloatArray
         second,
         expected[best],
         float(means.max()),
+        kept,
         float(np.corrcoef(right[0], right[1])[0, 1]) if varies else None,
         float(np.mean(predicted_answers(tables[first]) != predicted_answers(tables[second]))),
     )
@@ -163,5 +193,6 @@ def say_pick(pick: PickedTwo, names: Sequence[str]) -> str:
     return (
         f"select {names[pick.first]} and {names[pick.second]}: the better of the two is expected at {pick.expected:.3f} on a private "
         f"half, the best alone at {pick.alone:.3f} ({gain:+.3f}). They answer {pick.changes:.1%} of the questions "
-        f"differently{together}; {worth}."
+        f"differently{together}; {worth}. Chance explains {1 - pick.kept:.0%} of how far the runs lie apart: their scores are drawn "
+        "towards their mean by that much."
     )

@@ -214,6 +214,7 @@ def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Pr
         "out_of_fold": True,
         "cross_validation_sha256": plan.sha256,
         "base": run.base,
+        "run": plan.run,
         "folds": plan.num_folds,
         "folds_sha256": assignments.pop(),
         "members": members,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ksat.calibration import fit_temperature, tempered
 from ksat.encoding import Encoder
 from ksat.errors import bad_rows
 from ksat.files import claim_outputs, remove_all, text_writer
@@ -28,7 +29,7 @@ class Suspect:
     Attributes:
         id: of the question.
         answer: as given, counted from 1.
-        prob: out-of-fold probability of that answer.
+        prob: out-of-fold probability of that answer, tempered.
         predicted: what the models answer instead.
         prob_predicted: its probability.
     """
@@ -40,14 +41,21 @@ class Suspect:
     prob_predicted: float
 
 
-def find_suspects(predictions: Predictions, questions: Mapping[str, Question]) -> list[Suspect]:
-    """Rows whose given answer has an out-of-fold probability under 0.05, the least likely first."""
-    found = []
-    for row_id, row, predicted in zip(predictions.ids, predictions.probs, predictions.answers.tolist(), strict=True):
-        answer = questions[row_id].answer_index + 1
-        if row[answer - 1] < SUSPICIOUS:
-            found.append(Suspect(row_id, answer, float(row[answer - 1]), predicted, float(row[predicted - 1])))
-    return sorted(found, key=lambda suspect: (suspect.prob, suspect.id))
+def find_suspects(predictions: Predictions, questions: Mapping[str, Question]) -> tuple[list[Suspect], float]:
+    """Rows whose given answer has a tempered out-of-fold probability under 0.05, the least likely first; and the temperature.
+
+    Tempered on the same rows, so that a model that is too sure does not make suspects of the labels that it gets wrong.
+    """
+    answers = np.array([questions[row_id].answer_index + 1 for row_id in predictions.ids], dtype=np.int64)
+    temperature = fit_temperature(predictions.probs, answers)
+    probs = tempered(predictions.probs, temperature)
+    rows = zip(predictions.ids, probs, answers.tolist(), predictions.answers.tolist(), strict=True)
+    found = [
+        Suspect(row_id, answer, float(row[answer - 1]), predicted, float(row[predicted - 1]))
+        for row_id, row, answer, predicted in rows
+        if row[answer - 1] < SUSPICIOUS
+    ]
+    return sorted(found, key=lambda suspect: (suspect.prob, suspect.id)), temperature
 
 
 def report(files: Sequence[tuple[Path, Sequence[Question]]], encoder: Encoder, base: str) -> str:
@@ -134,10 +142,13 @@ def _duplicates(files: Sequence[tuple[Path, Sequence[Question]]]) -> str:
     return text
 
 
-def suspects_text(suspects: Sequence[Suspect], num_questions: int, questions: Mapping[str, Question]) -> str:
+def suspects_text(
+    suspects: Sequence[Suspect], temperature: float, num_questions: int, questions: Mapping[str, Question]
+) -> str:
     """Markdown: the least likely labels, with the beginning of their questions; a reader decides."""
     head = (
-        f"## Labels to look at\n{len(suspects)} of {num_questions} given answers have an out-of-fold probability under {SUSPICIOUS}. "
+        f"## Labels to look at\n{len(suspects)} of {num_questions} given answers have an out-of-fold probability under {SUSPICIOUS} "
+        f"(at temperature {temperature:.2f}, fitted to these rows; above 1 the models were too sure). "
         "A model that is often wrong names many that are right: read before you change one.\n"
     )
     body = [
@@ -200,6 +211,6 @@ def _suspects(oof: Path, file: Path, rows: Sequence[Question]) -> tuple[pd.DataF
     predictions = read_probs(oof)
     if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
         raise bad_rows(oof, f"are no labelled rows of {file}", unknown, "give the file that the folds were cut from")
-    suspects = find_suspects(predictions, questions)
+    suspects, temperature = find_suspects(predictions, questions)
     table = pd.DataFrame([asdict(suspect) for suspect in suspects], columns=[f.name for f in fields(Suspect)])
-    return table, f"\n{suspects_text(suspects, len(predictions.ids), questions)}"
+    return table, f"\n{suspects_text(suspects, temperature, len(predictions.ids), questions)}"

@@ -187,6 +187,15 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def soup_members(run: Run) -> list[str]:
+    """Hashes of the adapters whose mean a run's is; none of a run that was trained."""
+    members = run.settings.get("soup", [])
+    hashes = (
+        [each.get("adapter_sha256") for each in members if isinstance(each, dict)] if isinstance(members, list) else []
+    )
+    return [each for each in hashes if isinstance(each, str)]
+
+
 def require_same_run(folder: Path, run: Run) -> None:
     """Call it when all of a run has been read.
 

@@ -54,7 +54,9 @@ class Validation:
     not choose.
 
     progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
-    keeps the last epoch's adapter, and the scale is 1.
+    keeps the last epoch's adapter.
+
+    `scale_set`: training rows to fit the scale on where the validation rows choose nothing, or there are none.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class Validation:
         pack_tokens: int,
         patience: int,
         chooses: bool = True,
+        scale_set: Sequence[EncodedQuestion] = (),
     ) -> None:
         self.model, self.questions, self.encoded, self.folder = model, questions, encoded, folder
         self.score_by, self.pack_tokens, self.patience = score_by, pack_tokens, patience
         self.chooses = chooses and bool(questions)
+        self.scale_set = [] if self.chooses else scale_set
         self.answers = np.array([question.answer for question in questions], dtype=np.int64)
         self.groups = [passage_key(question) for question in questions]
         self.path = folder / "progress.json"
@@ -97,8 +101,8 @@ class Validation:
     @property
     def scale(self) -> float:
         """Factor on the scores in training and inference: 1 by label; by text the one fitted on the untuned base's scores of
-        these rows, but at least 1. A smaller fit says that the scores carry next to nothing there (0.01 was seen on 26
-        rows); trained at it, the loss would hardly depend on the weights."""
+        the rows that choose, or else of training rows, but at least 1. A smaller fit says that the scores carry next to
+        nothing there (0.01 was seen on 26 rows); trained at it, the loss would hardly depend on the weights."""
         return float(self.progress["scale"])
 
     @property
@@ -123,21 +127,32 @@ class Validation:
             "epochs": [],
             "best_epoch": 0,
         }
-        if self.questions:
-            scores = self._scores()
-            fitted = fit_scale(scores, self.answers - 1) if self.score_by == "text" else None
-            self.progress |= {"fitted_scale": fitted, "scale": max(1.0, fitted or 1.0)}
+        scores = self._scores() if self.questions else None
+        fitted = self._fit_scale(scores)
+        self.progress |= {"fitted_scale": fitted, "scale": max(1.0, fitted or 1.0)}
+        if scores is not None:
             raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, fitted or 1.0))
             baseline = random_baseline(np.array([question.num_choices for question in self.questions]), self.answers)
             rows = [("uniform guess", baseline), ("untuned base", raw)]
             rows += [(f"untuned base, scale {fitted:.2f}", control)] if fitted else []
             print(f"\nvalidation before the first step\n{format_table(rows)}\n", flush=True)
-            if fitted and fitted < 1:
-                print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")
             self.progress |= {
                 name: m.to_dict() for name, m in (("control", control), ("control_scale_1", raw), ("random", baseline))
             }
+        if fitted and self.scale_set:
+            print(f"scale {fitted:.2f}: fitted on {len(self.scale_set)} training rows\n", flush=True)
+        if fitted and fitted < 1:
+            print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")
         self._write()
+
+    def _fit_scale(self, scores: FloatArray | None) -> float | None:
+        """By text the scale of the untuned base; None by label, and where there are no rows to fit it on."""
+        if self.score_by != "text":
+            return None
+        if self.scale_set:
+            own = score_questions(self.model, self.scale_set, pack_tokens=self.pack_tokens, progress="scale")
+            return fit_scale(own, np.array([row.answer_index for row in self.scale_set], dtype=np.int64))
+        return fit_scale(scores, self.answers - 1) if scores is not None else None
 
     def after_epoch(self, epoch: int) -> bool:
         """Scores the rows, keeps the adapter if this epoch is the best so far; True when patience has ended."""

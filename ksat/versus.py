@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ksat.blending import Member, align_members
-from ksat.boards import Draws, ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
+from ksat.boards import Boards, ahead_again, ahead_again_if_equal, draw_boards, pick_two, say_pick
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
 from ksat.files import named_twice
@@ -32,7 +33,7 @@ class Comparison:
         pairs: every two of them.
         judged: the questions.
         half: questions in a half of the leaderboard.
-        halves: scores on drawn halves, columns as `rows`.
+        boards: scores on drawn leaderboards, columns as `rows`.
     """
 
     rows: tuple[Row, ...]
@@ -40,15 +41,13 @@ class Comparison:
     pairs: tuple[Pair, ...]
     judged: Judged
     half: int
-    halves: Draws
+    boards: Boards
 
     def ahead_again(self, pair: Pair) -> tuple[float, float]:
         """The chances, by accuracy and by macro F1, that who is ahead on a public half is ahead on the private one."""
         place = {row.name: i for i, row in enumerate(self.rows)}
         a, b = place[pair.better], place[pair.worse]
-        return ahead_again(self.halves.accuracy[:, a], self.halves.accuracy[:, b]), ahead_again(
-            self.halves.macro_f1[:, a], self.halves.macro_f1[:, b]
-        )
+        return ahead_again(self.boards.accuracy, a, b), ahead_again(self.boards.macro_f1, a, b)
 
 
 def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | None, *, half: int | None) -> Comparison:
@@ -88,8 +87,8 @@ def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | No
     rows = [_row(name, table, judged) for name, table in zip(names, tables, strict=True)]
     ranked = ranking(rows)
     half = half or max(1, len(counts) // 2)
-    halves = draw_halves([row.probs for row in ranked], judged.answers, judged.groups, num_questions=half)
-    return Comparison(tuple(ranked), uniform_row(judged), tuple(compare_pairs(rows, judged)), judged, half, halves)
+    boards = draw_boards([row.probs for row in ranked], judged.answers, judged.groups, num_questions=half)
+    return Comparison(tuple(ranked), uniform_row(judged), tuple(compare_pairs(rows, judged)), judged, half, boards)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -127,14 +126,28 @@ def format_comparison(found: Comparison, *, pick: bool) -> str:
         if len(found.judged.parts) > 1:
             parts.append(_pairs_breakdown(found))
     parts.append(recommend(found.rows, found.pairs, found.uniform))
+    parts += _same(found.rows)
     if pick:
         names = [row.name for row in found.rows]
-        picked = pick_two([row.probs for row in found.rows], found.judged.answers, found.halves.accuracy)
+        picked = pick_two([row.probs for row in found.rows], found.judged.answers, found.boards.accuracy)
         parts.append(say_pick(picked, names))
-        by_f1 = pick_two([row.probs for row in found.rows], found.judged.answers, found.halves.macro_f1)
+        by_f1 = pick_two([row.probs for row in found.rows], found.judged.answers, found.boards.macro_f1)
         if {by_f1.first, by_f1.second} != {picked.first, picked.second}:
             parts.append(f"By macro F1 instead: {say_pick(by_f1, names)}")
     return "\n\n".join(parts)
+
+
+def _same(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every two runs that are the same, or answer the same."""
+    said = []
+    for one, other in combinations(rows, 2):
+        if np.array_equal(one.probs, other.probs, equal_nan=True):
+            said.append(f"{one.name} and {other.name} are identical: every probability is the same; they are one run.")
+        elif np.array_equal(predicted_answers(one.probs), predicted_answers(other.probs)):
+            said.append(
+                f"{one.name} and {other.name} give the same answer to every question; only probabilities differ."
+            )
+    return said
 
 
 def _breakdown(found: Comparison) -> str:
@@ -174,8 +187,8 @@ def _pairs_table(found: Comparison) -> str:
         ])  # fmt: skip
     equal = ahead_again_if_equal(len(found.judged.questions), found.half)
     note = (
-        f"ahead again: the chance that who is ahead on a public half of {found.half} questions is ahead on a private one as well, with "
-        f"the difference seen here taken for the true one: two equally good runs get {equal:.2f} on average. p: exact McNemar."
+        f"ahead again: the chance that who is ahead on a public half of {found.half} questions is ahead on a private one as well, the "
+        f"true difference drawn around the one seen here: two equally good runs get {equal:.2f} on average. p: exact McNemar."
     )
     return f"{markdown_table(header, body, num_texts=2)}\n\n{note}"
 

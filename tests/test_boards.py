@@ -1,13 +1,14 @@
 """Leaderboards: intervals that hold what they promise, halves against an enumeration, and the two to select."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from ksat import boards, metrics
-from ksat.boards import ahead_again, ahead_again_if_equal, draw_halves, pick_two, say_pick
+from ksat.boards import Scores, ahead_again, ahead_again_if_equal, draw_boards, pick_two, say_pick
 from ksat.comparison import holm, mcnemar
 from ksat.metrics import compute_metrics
 from ksat.predictions import FloatArray
@@ -61,58 +62,68 @@ def test_mcnemar_equals_published_and_other_software_s_figures() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_halves_against_an_enumeration() -> None:
-    """Three passages with 1, 2 and 1 rows; of two drawn passages all nine ordered choices are equally likely."""
+def test_boards_against_an_enumeration() -> None:
+    """Three passages with 1, 2 and 1 rows, of which a half draws two. The population's shares are Dirichlet(1, 1, 1): four draws
+    that hold the passages n, m and k times have the probability 2 n! m! k! / 6!."""
     answers = np.array([1, 2, 3, 4])
     groups = ["x", "y", "y", "z"]
-    right_a, right_b = np.array([True, False, True, False]), np.array([False, True, True, True])
-    halves = draw_halves([table(answers, right_a), table(answers, right_b)], answers, groups, num_questions=3)
+    right = np.array([[True, False, True, False], [False, True, True, True]])
+    found = draw_boards([table(answers, each) for each in right], answers, groups, num_questions=3).accuracy
+    assert found.true.shape == found.public.shape == found.private.shape == (boards.NUM_DRAWS, 2)
     rows = {"x": [0], "y": [1, 2], "z": [3]}
-    exact = []
-    for drawn in itertools.product("xyz", repeat=2):
-        chosen = [row for group in drawn for row in rows[group]]
-        exact.append((right_a[chosen].mean(), right_b[chosen].mean()))
-    scores_a, scores_b = np.array(exact).T
-    assert halves.accuracy.shape == (boards.NUM_DRAWS, 2)
-    assert halves.accuracy.mean(axis=0) == pytest.approx([scores_a.mean(), scores_b.mean()], abs=0.02)
-    p, q = np.mean(scores_a > scores_b), np.mean(scores_a < scores_b)
-    expected = (p * (p + (1 - p - q) / 2) + q * (q + (1 - p - q) / 2)) / (p + q)
-    assert ahead_again(halves.accuracy[:, 0], halves.accuracy[:, 1]) == pytest.approx(expected, abs=0.02)
+    total = leads = again = 0.0
+    mean = np.zeros(2)
+    for drawn in itertools.product("xyz", repeat=4):
+        chance = 2 * math.prod(math.factorial(drawn.count(group)) for group in "xyz") / math.factorial(6)
+        public, private = (
+            right[:, [row for group in half for row in rows[group]]].mean(axis=1) for half in (drawn[:2], drawn[2:])
+        )
+        total += chance
+        mean += chance * public
+        ahead, then = public[0] - public[1], private[0] - private[1]
+        leads += chance * (ahead != 0)
+        again += chance * (ahead != 0) * (0.5 if then == 0 else ahead * then > 0)
+    assert total == pytest.approx(1)
+    assert found.public.mean(axis=0) == pytest.approx(mean, abs=0.02)
+    assert ahead_again(found, 0, 1) == pytest.approx(again / leads, abs=0.02)
 
 
 def test_a_half_has_as_many_questions_as_asked_for() -> None:
     """Four passages of two rows, both right or both wrong: two passages are four questions, and 0, 2 or 4 of them right."""
     answers = np.tile([1, 2, 3, 4], 2)
     right = np.repeat([True, False, True, False], 2)
-    halves = draw_halves([table(answers, right)], answers, list("wwxxyyzz"), num_questions=4)
-    found, times = np.unique(halves.accuracy, return_counts=True)
+    halves = draw_boards([table(answers, right)], answers, list("wwxxyyzz"), num_questions=4).accuracy
+    found, times = np.unique(halves.public, return_counts=True)
     assert found.tolist() == [0.0, 0.5, 1.0]
-    assert times / boards.NUM_DRAWS == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    # The share of the two passages that are right is Beta(2, 2), whose square has the mean 0.3.
+    assert times / boards.NUM_DRAWS == pytest.approx([0.3, 0.4, 0.3], abs=0.03)
 
 
 def test_a_draw_of_everything_scores_as_the_whole() -> None:
     generator = np.random.default_rng(0)
     answers = generator.choice([1, 2, 3, 4], 50, p=[0.6, 0.2, 0.1, 0.1])
     tables = [table(answers, generator.random(50) < skill) for skill in (0.4, 0.8)]
-    halves = draw_halves(tables, answers, ["one passage"] * 50, num_questions=50)
+    drawn = draw_boards(tables, answers, ["one passage"] * 50, num_questions=50)
     wanted = [compute_metrics(each, answers, ["one passage"] * 50) for each in tables]
-    assert np.unique(halves.accuracy, axis=0) == pytest.approx(np.array([[each.accuracy.value for each in wanted]]))
-    assert np.unique(halves.macro_f1, axis=0) == pytest.approx(np.array([[each.macro_f1.value for each in wanted]]))
+    for part in ("true", "public", "private"):
+        accuracy, macro_f1 = getattr(drawn.accuracy, part), getattr(drawn.macro_f1, part)
+        assert accuracy == pytest.approx(np.tile([each.accuracy.value for each in wanted], (boards.NUM_DRAWS, 1)))
+        assert macro_f1 == pytest.approx(np.tile([each.macro_f1.value for each in wanted], (boards.NUM_DRAWS, 1)))
 
 
 def test_what_two_equally_good_runs_get(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not 0.5: the gap that chance made on the rows at hand is taken for a true one."""
-    monkeypatch.setattr(boards, "NUM_DRAWS", 400)
+    """Not 0.5: the boards are drawn around the gap that chance made on the rows at hand."""
+    monkeypatch.setattr(boards, "NUM_DRAWS", 200)
     generator = np.random.default_rng(0)
     said = []
-    for _ in range(150):
+    for _ in range(120):
         answers = generator.integers(1, 5, 300)
         tables = [table(answers, generator.random(300) < 0.5) for _ in range(2)]
-        scores = draw_halves(tables, answers, [str(row) for row in range(300)], num_questions=150).accuracy
-        said.append(ahead_again(scores[:, 0], scores[:, 1]))
+        drawn = draw_boards(tables, answers, [str(row) for row in range(300)], num_questions=150)
+        said.append(ahead_again(drawn.accuracy, 0, 1))
     error = np.std(said) / np.sqrt(len(said))
     assert ahead_again_if_equal(300, 150) == pytest.approx(np.mean(said), abs=3 * error)
-    assert ahead_again_if_equal(300, 150) == pytest.approx(0.5 + np.arcsin(1 / 3) / np.pi)
+    assert ahead_again_if_equal(300, 150) == pytest.approx(0.5 + np.arcsin(1 / 2) / np.pi)
     assert np.mean(said) > 0.5 + 3 * error
 
 
@@ -121,13 +132,25 @@ def test_who_is_ahead_stays_ahead() -> None:
     answers = generator.integers(1, 5, 400)
     groups = [str(row) for row in range(400)]
     rights = [generator.random(400) < skill for skill in (0.6, 0.6, 0.9)]
-    halves = draw_halves([table(answers, right) for right in rights], answers, groups, num_questions=200)
-    one, other, better = halves.accuracy.T
-    assert ahead_again(one, one) == 0.5
-    assert 0.5 <= ahead_again(one, other) < 0.75
-    assert ahead_again(one, better) > 0.99
-    assert ahead_again(better, one) == ahead_again(one, better)
-    assert np.all((halves.macro_f1 > 0.4) & (halves.macro_f1 < 1))
+    drawn = draw_boards([table(answers, right) for right in rights], answers, groups, num_questions=200)
+    one, other, better = range(3)
+    assert ahead_again(drawn.accuracy, one, one) == 0.5
+    assert 0.5 <= ahead_again(drawn.accuracy, one, other) < 0.75
+    assert ahead_again(drawn.accuracy, one, better) > 0.99
+    assert ahead_again(drawn.accuracy, better, one) == ahead_again(drawn.accuracy, one, better)
+    assert np.all((drawn.macro_f1.private > 0.4) & (drawn.macro_f1.private < 1))
+
+
+def test_a_board_larger_than_the_rows_at_hand_does_not_make_them_sure() -> None:
+    """39 rows, p = 0.065: a half of 4,000 questions was said to keep its order with a chance of 1.00."""
+    answers = np.tile([1, 2, 3], 13)
+    rights = np.arange(39) < 9, (np.arange(39) >= 9) & (np.arange(39) < 11)
+    assert mcnemar(*rights).p_value == pytest.approx(0.065, abs=0.001)
+    tables, groups = [table(answers, each) for each in rights], [str(row) for row in range(39)]
+    drawn = draw_boards(tables, answers, groups, num_questions=2000)
+    chance = float((drawn.accuracy.true[:, 0] > drawn.accuracy.true[:, 1]).mean())
+    assert 0.95 < chance < 0.995
+    assert ahead_again(drawn.accuracy, 0, 1) == pytest.approx(chance**2 + (1 - chance) ** 2, abs=0.01)
 
 
 def test_the_two_that_err_on_different_questions_are_picked() -> None:
@@ -139,19 +162,52 @@ def test_the_two_that_err_on_different_questions_are_picked() -> None:
     copy[0] = False
     other = np.arange(300) >= 100  # 200 right, a hundred of them where the best one errs
     tables = [table(answers, right) for right in (copy, best, other)]
-    halves = draw_halves(tables, answers, [str(row) for row in range(300)], num_questions=150)
-    pick = pick_two(tables, answers, halves.accuracy)
+    drawn = draw_boards(tables, answers, [str(row) for row in range(300)], num_questions=150).accuracy
+    pick = pick_two(tables, answers, drawn)
     assert (pick.first, pick.second) == (1, 2)
-    assert pick.alone == pytest.approx(halves.accuracy[:, 1].mean())
-    assert pick.expected == pytest.approx(np.maximum(halves.accuracy[:, 1], halves.accuracy[:, 2]).mean())
     assert pick.expected > pick.alone + 0.01
     assert pick.changes == pytest.approx(190 / 300)  # the first 100 and the last 90
     assert pick.correlation is not None
     assert pick.correlation < 0
     assert "so the second is a real second chance" in say_pick(pick, ["copy", "best", "other"])
-    alike = pick_two(tables[:2], answers, halves.accuracy[:, :2])
+    alike = pick_two(tables[:2], answers, only(drawn, [0, 1]))
     assert "so the second adds next to nothing" in say_pick(alike, ["copy", "best"])
-    twice = pick_two([tables[1]] * 2, answers, halves.accuracy[:, [1, 1]])
+    twice = pick_two([tables[1]] * 2, answers, only(drawn, [1, 1]))
     assert "(+0.000)" in say_pick(twice, ["best", "again"])
     with pytest.raises(ValueError, match="1 runs"):
-        pick_two(tables[:1], answers, halves.accuracy[:, :1])
+        pick_two(tables[:1], answers, only(drawn, [0]))
+
+
+def only(scores: Scores, runs: list[int]) -> Scores:
+    return Scores(scores.true[:, runs], scores.public[:, runs], scores.private[:, runs])
+
+
+def test_the_better_of_two_is_expected_at_what_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight equally good runs of 0.76: the two that look best were promised 0.786 together, and got 0.772."""
+    monkeypatch.setattr(boards, "NUM_DRAWS", 150)
+    generator = np.random.default_rng(0)
+    promised, got, kept = [], [], []
+    for _ in range(60):
+        answers = generator.integers(1, 5, 400)
+        hard = generator.random(400)  # rows that all find hard, or easy: the runs correlate
+        tables = [table(answers, generator.random(400) < np.where(hard < 0.5, 0.95, 0.57)) for _ in range(8)]
+        groups = [str(row) for row in range(400)]
+        pick = pick_two(tables, answers, draw_boards(tables, answers, groups, num_questions=200).accuracy)
+        promised.append(pick.expected)
+        fresh = np.where(generator.random(200) < 0.5, 0.95, 0.57)
+        got.append(max((generator.random(200) < fresh).mean() for _ in range(2)))
+        kept.append(pick.kept)
+    error = np.std(np.subtract(promised, got)) / np.sqrt(60)
+    assert np.mean(promised) == pytest.approx(np.mean(got), abs=2.5 * error)
+    assert error < 0.006
+    assert np.mean(kept) < 0.35
+
+
+def test_runs_that_truly_differ_keep_their_distance() -> None:
+    generator = np.random.default_rng(0)
+    answers = generator.integers(1, 5, 600)
+    tables = [table(answers, generator.random(600) < skill) for skill in (0.3, 0.5, 0.8)]
+    scores = draw_boards(tables, answers, [str(row) for row in range(600)], num_questions=300).accuracy
+    pick = pick_two(tables, answers, scores)
+    assert pick.kept > 0.98
+    assert pick.alone == pytest.approx(np.mean((np.nan_to_num(tables[2]).argmax(axis=1) + 1) == answers), abs=0.01)

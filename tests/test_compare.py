@@ -65,7 +65,7 @@ def test_three_runs_are_compared(here: Path, capsys: pytest.CaptureFixture[str])
     assert "of twenty such cells one is below 0.05 by chance" in out
     assert "select good-oof and alike-oof: " in out
     assert "By macro F1 instead" not in out  # the same two
-    assert "two equally good runs get 0.61 on average" in out
+    assert "two equally good runs get 0.67 on average" in out
     folder = here / "comparisons/three"
     assert (folder / "comparison.md").read_text().count("significantly better") == 1
     assert (folder / "comparison.png").stat().st_size > 10_000

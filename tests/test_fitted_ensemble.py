@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import ensemble
-from ksat.blend_fit import require_out_of_fold
 from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
+from ksat.provenance import from_dict, read_provenance, require_out_of_fold
 from ksat.submission_log import read_log
 
 NUM_ROWS = 240
@@ -164,18 +164,89 @@ def test_what_apply_refuses(folder: Path) -> None:
     with pytest.raises(InputError, match="exist already; choose another --out, or replace with --overwrite"):
         fit("good", "twin")
     value = json.loads(path.read_text())
-    for changed in (value | {"recommended": "best"}, {"fitted": {}}, value | {"equal": 1, "recommended": "equal"}):
+    for changed in (
+        value | {"recommended": "best"},
+        {"fitted": {}},
+        value | {"equal": 1, "recommended": "equal"},
+        value | {"members": [1, 2]},
+        value | {"members": []},
+    ):
         path.write_text(json.dumps(changed))
         with pytest.raises(InputError, match="fit the blend again"):
             ensemble.main(["--apply", str(path), "good.probs.csv", "twin.probs.csv", "--out", "t"])
     assert not (folder / "submissions/t.csv").exists()
 
 
+OF_FOLDS = {"out_of_fold": True, "run": "r", "base": "b", "members": [{"run": "r-fold0", "adapter_sha256": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ({}, OF_FOLDS, None),  # no report
+        ({"base": "b", "adapter_sha256": None}, {"base": "b", "adapter_sha256": None}, True),
+        ({"base": "c", "adapter_sha256": None}, {"base": "b", "adapter_sha256": None}, False),
+        ({"base": "b", "adapter_sha256": None}, OF_FOLDS, False),  # untuned
+        ({"base": "c", "adapter_sha256": "1", "run": "r"}, OF_FOLDS, False),
+        ({"base": "b", "adapter_sha256": "1", "run": "moved"}, OF_FOLDS, True),  # a fold
+        ({"base": "b", "adapter_sha256": "2", "run": "r"}, OF_FOLDS, True),  # trained on all rows under the same name
+        ({"base": "b", "adapter_sha256": "2", "run": "mean", "soup_of": ["1"]}, OF_FOLDS, True),
+        ({"base": "b", "adapter_sha256": "2", "run": "s"}, OF_FOLDS, None),
+        ({"base": ["b"], "run": 1, "members": 2}, OF_FOLDS, None),
+    ],
+)
+def test_whether_two_files_are_of_one_model(folder: Path, one: object, other: object, agree: bool | None) -> None:
+    found = []
+    for name, about in (("one", one), ("other", other)):
+        (folder / f"{name}.probs.json").write_text(json.dumps(about))
+        found.append(read_provenance(folder / f"{name}.probs.csv"))
+        assert from_dict(found[-1].to_dict(), "x.json") == found[-1]
+    assert found[0].agrees_with(found[1]) is found[1].agrees_with(found[0]) is agree
+
+
+def test_apply_takes_each_member_in_its_place_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tell(name: str, **about: object) -> None:
+        (folder / f"{name}.probs.json").write_text(json.dumps(about))
+
+    tell("good-oof", **OF_FOLDS)
+    tell("twin-oof", **OF_FOLDS | {"run": "s", "members": [{"run": "s-fold0", "adapter_sha256": "2"}]})
+    tell("echo-a-oof", base="c", adapter_sha256=None)
+    fit("good", "twin", "echo-a")
+    capsys.readouterr()
+    apply = ["--apply", "submissions/ab.blend.json", "--out", "t"]
+    files = ["good.probs.csv", "twin.probs.csv", "echo-a.probs.csv"]
+    ensemble.main([*apply, *files])
+    assert "note: good.probs.csv, twin.probs.csv, echo-a.probs.csv: no report tells what" in capsys.readouterr().err
+    tell("good", base="b", adapter_sha256="1", run="r-fold0")
+    tell("twin", base="b", adapter_sha256="3", run="s")
+    tell("echo-a", base="c", adapter_sha256=None)
+    ensemble.main([*apply, *files, "--overwrite"])
+    assert not capsys.readouterr().err
+    before = (folder / "submissions/t.probs.csv").read_bytes()
+    same_base = r"twin.probs.csv \(b, s\) stands in the place of good-oof.probs.csv \(b, r\); it goes with twin-oof.probs.csv: give"
+    other_base = (
+        r"echo-a.probs.csv \(c, untuned\) stands in the place of good-oof.probs.csv \(b, r\); it goes with echo-a-oof"
+    )
+    for order, match in (([1, 0, 2], same_base), ([2, 1, 0], other_base)):
+        with pytest.raises(InputError, match=match):
+            ensemble.main([*apply, *(files[i] for i in order), "--overwrite"])
+    tell("good", base="d", adapter_sha256="1", run="r")
+    with pytest.raises(
+        InputError, match=r"good.probs.csv \(d, r\) stands in the place of good-oof.probs.csv \(b, r\): give the"
+    ):
+        ensemble.main([*apply, *files, "--overwrite"])
+    tell("good", base="b", adapter_sha256="9", run="of-all-rows")  # known to nobody: the same base may stand there
+    ensemble.main([*apply, *files, "--overwrite"])
+    assert (folder / "submissions/t.probs.csv").read_bytes() == before
+
+
 def test_the_surest_member_decides_in_close_calls(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     members = ["good.probs.csv", "twin.probs.csv"]
     ensemble.main([*members, "--out", "plain"])
     ensemble.main([*members, "--out", "sure", "--margin", "1"])
-    assert "--margin 1: the surest member decides in close calls; " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--margin 1: the surest member decides in close calls; " in said
+    assert "note: nothing tells how sure each member is right to be" in said
     tables = [read_probs(folder / member).probs for member in members]
     ordered = [np.sort(table, axis=1) for table in tables]
     surest = np.argmax([table[:, -1] - table[:, -2] for table in ordered], axis=0)

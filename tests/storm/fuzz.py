@@ -588,7 +588,8 @@ def blend_json(rng: Random, desk: Desk) -> None:
     from ksat.predictions import read_probs
 
     path = desk.put("x.blend.json", odd.to_json(rng, odd.mutate_json(rng, _read_json("submissions/fitted.blend.json"))))
-    fitted = read_fit(path, 2, as_fitted=rng.random() < 0.5)
+    members = [Path("a.probs.csv"), Path("b.probs.csv")]
+    fitted = read_fit(path, members, as_fitted=rng.random() < 0.5)
     table = read_probs(desk.put("p.csv", odd.to_csv(Random(0), _probs_table(rng)))).probs
     blended = apply_blend(fitted, [table, table])
     require(bool((np.abs(np.nansum(blended, axis=1) - 1) <= 1e-6).all()), "a blend that does not sum to 1")
