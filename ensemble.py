@@ -258,7 +258,7 @@ class _Said:
 def _blend(
     args: argparse.Namespace, fitted: "FittedBlend | None", shares: "Sequence[float]"
 ) -> "tuple[Predictions, _Said]":
-    from ksat.blending import agreement, align_members, blend, read_member
+    from ksat.blending import SMOOTHING, agreement, align_members, blend, read_member
     from ksat.calibration import tempered
     from ksat.fitted_blend import apply_blend, margin_fallback
     from ksat.predictions import Predictions
@@ -274,8 +274,9 @@ def _blend(
     sure = [tempered(table, t) for table, t in zip(tables, fitted.temperatures, strict=True)] if fitted else tables
     blended = Predictions(tuple(counts), margin_fallback(sure, probs, args.margin))
     agreements = [
-        f"{path}: weight {share:.3f}, agrees with the blend in {agreement(table, blended.probs):.1%} of the rows"
-        for path, share, table in zip(args.members, shares, tables, strict=True)
+        f"{member.path}: weight {share:.3f}, agrees with the blend in {agreement(table, blended.probs):.1%} of the rows"
+        + (f"; answers alone, each taken for a probability of {1 - SMOOTHING:g}" if member.label_only else "")
+        for member, share, table in zip(members, shares, tables, strict=True)
     ]
     if args.margin:
         changed = 1 - agreement(probs, blended.probs)

@@ -11,6 +11,7 @@ accelerate launch --num_processes 2 train.py         # the same run on two GPUs
 
 import argparse
 import contextlib
+import hashlib
 import os
 import shutil
 import sys
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from ksat.validation import Validation
 
 REPORTS = Path("reports")
+SCALE_ROWS = 256  # training rows that a scale is fitted on: its standard error is some percent then
 DEFAULT_TEST = Path("data/test.csv")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
@@ -538,7 +540,8 @@ def _split(
     seen = {question.id for question in first}
     for path, extra in others:
         if doubled := [(question.id, "") for question in extra if question.id in seen]:
-            raise bad_rows(path, "have an id that another --train file has", doubled, "make the ids differ")
+            remedy = f"put a prefix before the ids of one file, such as {f'{path.stem}-{doubled[0][0]}'!r}"
+            raise bad_rows(path, "have an id that another --train file has", doubled, remedy)
         seen |= {question.id for question in extra}
     added = [question for _, extra in others for question in extra]
     if settings["folds"]:

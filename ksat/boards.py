@@ -1,8 +1,7 @@
-"""What a leaderboard's public half says about its private one, and which two submissions to select for the end.
+"""Who is ahead on a leaderboard if somebody is here, and which two submissions to select for the end.
 
-The labelled rows at hand are a sample. A board is drawn in two steps: first what the runs are truly worth, as far as these rows
-tell (a Bayesian bootstrap over passages: Rubin 1981, https://doi.org/10.1214/aos/1176345338), then its public and its private
-half from there, independently.
+The labelled rows at hand are a sample. The half of a board is drawn in two steps: first what the runs are truly worth, as far as
+these rows tell (a Bayesian bootstrap over passages: Rubin 1981, https://doi.org/10.1214/aos/1176345338), then the half from there.
 """
 
 import math
@@ -25,13 +24,11 @@ class Scores:
 
     Attributes:
         true: on the whole population that was drawn.
-        public: on a half from it.
-        private: on another.
+        half: on the half of a board from it, public or private.
     """
 
     true: FloatArray
-    public: FloatArray
-    private: FloatArray
+    half: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class Boards:
 def draw_boards(
     tables: Sequence[FloatArray], answers: IntArray, groups: Sequence[str], *, num_questions: int, seed: int = 0
 ) -> Boards:
-    """Scores of every run on boards whose halves have about `num_questions` questions, drawn with replacement passage by passage.
+    """Scores of every run on halves of about `num_questions` questions, drawn with replacement passage by passage.
 
     Args:
         tables: (N, 5) of each run, rows of the same questions.
@@ -64,11 +61,11 @@ def draw_boards(
     num_groups = sums.shape[1]
     num_drawn = max(1, round(num_questions * num_groups / len(answers)))
     rng = np.random.default_rng(seed)
-    found: list[list[tuple[FloatArray, FloatArray]]] = [[], [], []]
+    found: list[list[tuple[FloatArray, FloatArray]]] = [[], []]
     for size in _parts(num_groups):
         shares = rng.dirichlet(np.ones(num_groups), size=size)  # (B, G)
-        halves = [rng.multinomial(num_drawn, shares).astype(np.float64) for _ in range(2)]
-        for scores, times in zip(found, [shares, *halves], strict=True):
+        half = rng.multinomial(num_drawn, shares).astype(np.float64)
+        for scores, times in zip(found, (shares, half), strict=True):
             confusion = np.einsum("bg,mgc->bmc", times, sums, optimize=True)  # (B, M, 25)
             square = confusion.reshape(-1, MAX_CHOICES, MAX_CHOICES)
             hits = np.trace(square, axis1=1, axis2=2) / square.sum(axis=(1, 2))
@@ -86,38 +83,31 @@ def _parts(num_groups: int) -> Iterator[int]:
         left -= part
 
 
-def ahead_again(scores: Scores, a: int, b: int) -> float:
-    """The chance that whoever of two is ahead on a public half is ahead on the private one; a tie there counts half.
-
-    0.5 where the two always tie in public.
+def ahead_again(scores: Scores, better: int, worse: int) -> float:
+    """The chance that who is ahead on the rows at hand is ahead on the half of a board as well; a tie there counts half.
 
     Args:
         scores: of the runs on drawn boards.
-        a: index of the one.
-        b: index of the other.
+        better: index of the one.
+        worse: index of the other.
     """
-    public, private = (half[:, a] - half[:, b] for half in (scores.public, scores.private))
-    leads = np.abs(public) > _ROUNDING
-    if not leads.any():
-        return 0.5
-    ties = np.abs(private[leads]) <= _ROUNDING
-    return float(np.where(ties, 0.5, np.sign(public[leads]) == np.sign(private[leads])).mean())
+    difference = scores.half[:, better] - scores.half[:, worse]
+    return float(np.mean(difference > _ROUNDING) + np.mean(np.abs(difference) <= _ROUNDING) / 2)
 
 
 def ahead_again_if_equal(num_questions: int, half: int) -> float:
-    """What ahead_again gives two equally good runs on average, 0.5 to 1: the figure that says nothing.
+    """What ahead_again gives the better of two equally good runs on average, 0.5 to 1: the figure that says nothing.
 
-    The gap seen on the rows at hand is chance, but the boards are drawn around it. In squared standard errors of the rows the
-    drawn true gap has variance 2, one of its own and one of the gap seen, and each half adds num_questions / half: two halves
-    correlate by r = 2v / (2v + 1), v = half / num_questions, and have one sign with probability 1/2 + arcsin(r) / pi (Sheppard
-    1899). Ties are left out, which makes it a little too high where the runs seldom differ.
+    The gap seen on the rows at hand is chance, but the boards are drawn around it. In squared standard errors of the rows it has
+    variance 1, and the half's gap 1 from it, 1 of the drawn truth around it, and num_questions / half of its own. The two correlate
+    by r = 1 / sqrt(2 + num_questions / half), and have one sign with probability 1/2 + arcsin(r) / pi (Sheppard 1899). Ties are left
+    out, which makes it a little too high where the runs seldom differ.
 
     Args:
         num_questions: compared.
         half: questions in a half.
     """
-    v = half / num_questions
-    return 0.5 + math.asin(2 * v / (2 * v + 1)) / math.pi
+    return 0.5 + math.asin(1 / math.sqrt(2 + num_questions / half)) / math.pi
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +155,9 @@ def pick_two(tables: Sequence[FloatArray], answers: IntArray, scores: Scores) ->
     by_chance, spread = float(apart.var(axis=0).sum() / (num_runs - 1)), float(seen.var(ddof=1))
     kept = max(0.0, 1 - by_chance / spread) if spread > _ROUNDING else 0.0
     means = seen.mean() + kept * (seen - seen.mean())
-    halves = means + scores.private - scores.true
+    drawn = means + scores.half - scores.true
     pairs = [(i, j) for i in range(num_runs) for j in range(i + 1, num_runs)]
-    expected = [float(np.maximum(halves[:, i], halves[:, j]).mean()) for i, j in pairs]
+    expected = [float(np.maximum(drawn[:, i], drawn[:, j]).mean()) for i, j in pairs]
     best = int(np.argmax(expected))
     first, second = sorted(pairs[best], key=lambda run: -seen[run])
     right = [predicted_answers(tables[run]) == answers for run in (first, second)]

@@ -252,7 +252,19 @@ def read_labels(path: Path | str) -> dict[str, int]:
     if is_competition_table(table):
         raise InputError(f"{path}: a file of questions where only `id,answer` is expected; give predictions")
     require_columns(table, path, ["id", "answer"])
+    if foreign := {name: match[1] for name in table.columns if (match := _FOREIGN_PROB.fullmatch(name.strip()))}:
+        renamed = ", ".join(f"{name!r} to 'prob_{number}'" for name, number in foreign.items())
+        raise InputError(
+            f"{path}: columns that look like probabilities under other names; rename {renamed}, and let 'answer' be the most probable "
+            "choice; or leave them out if the answers alone are meant"
+        )
     return dict(zip(_ids(table, path), _integers(table, path, list(table["id"])), strict=True))
+
+
+# Of other toolkits: p1, prob1, P_2, probability_3, score 4, or bare numbers.
+_FOREIGN_PROB = re.compile(
+    r"(?:(?:p|probs?|probability|proba|prediction|pred|score|logit)[ _.-]?)?([1-5])", re.IGNORECASE
+)
 
 
 def read_answers(path: Path | str) -> dict[str, int]:

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +153,23 @@ def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question
     """
     table = read_table(path)
     flat = "problems" not in table.columns and "choices" in table.columns
+    if "paragraph" not in table.columns and {"problems", "choices"} & set(table.columns):
+        raise InputError(
+            f"{path}: no column 'paragraph'; found {', '.join(map(repr, table.columns))}; give the column of the passages that name, or "
+            "add an empty one where there are none"
+        )
     require_columns(
         table, path, ["id", "paragraph", "question", "choices"] if flat else ["id", "paragraph", "problems"]
     )
     ids = [value.strip() for value in table["id"]]
     require_unique_ids(ids, path)
     parse: Callable[[dict[str, str]], dict[str, object]] = _parse_flat if flat else _parse_problems
+    form = _FORMS["choices" if flat else "problems"]
     questions: list[Question] = []
     errors: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for row_id, row in zip(ids, table.to_dict("records"), strict=True):
         try:
-            question = _question(row_id, row, parse(row))
+            question = _question(row_id, row, parse(row), form)
             if labelled and question.answer is None:
                 raise _RowError("have no answer", "", "training and metrics need labelled rows")
             questions.append(question)
@@ -195,9 +202,12 @@ def _literal(text: str, column: str) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of '\\(' and the like, which stay as they are
             tree = ast.parse(source, mode="eval")
-        value = ast.literal_eval(tree)
+        value = ast.literal_eval(_NoNames().visit(tree))
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
-        raise _RowError(f"have a {column!r} that is not a Python literal", show(text[:60]), _PROBLEMS_FORM) from error
+        arrays = "; of a numpy array write its .tolist()" if "array(" in source else ""
+        raise _RowError(
+            f"have a {column!r} that is not a Python literal", show(text[:60]), _FORMS[column] + arrays
+        ) from error
     keys = tree.body.keys if isinstance(tree.body, ast.Dict) else []
     if doubled := _doubled([key.value for key in keys if isinstance(key, ast.Constant)]):
         raise _RowError(f"have a key twice in {column!r}", show(doubled[0]), "keep one of each")
@@ -206,7 +216,9 @@ def _literal(text: str, column: str) -> object:
         found for each in texts if not _ONE_TEXT.fullmatch(found := ast.get_source_segment(source, each) or "")
     ]:
         raise _RowError(
-            f"have two texts without a comma between them in {column!r}", show(joined[0]), "put the comma there"
+            f"have two texts without a comma between them in {column!r}",
+            show(joined[0]),
+            "put the comma there; a list that numpy printed has none: write its .tolist()",
         )
     return value
 
@@ -215,16 +227,27 @@ def _literal(text: str, column: str) -> object:
 _ONE_TEXT = re.compile(r"""[a-zA-Z]{0,2}("{3}.*"{3}|'{3}.*'{3}|"(\\.|[^"\\])*"|'(\\.|[^'\\])*')""", re.DOTALL)
 
 
-_PROBLEMS_FORM = "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}"
+class _NoNames(ast.NodeTransformer):
+    """JSON's null and the nan that pandas prints stand for nothing; true and false are Python's."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        known = {"null": None, "nan": None, "NaN": None, "true": True, "false": False}
+        return ast.copy_location(ast.Constant(known[node.id]), node) if node.id in known else node
+
+
+_FORMS = {
+    "problems": "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}",
+    "choices": "'choices' must hold a list of 2 to 5 texts, such as ['하나', '둘']",
+}
 
 
 def _parse_problems(row: dict[str, str]) -> dict[str, object]:
     problems = _literal(row["problems"], "problems")
     if not isinstance(problems, dict):
-        raise _RowError("have a 'problems' that is not a dict", type(problems).__name__, _PROBLEMS_FORM)
+        raise _RowError("have a 'problems' that is not a dict", type(problems).__name__, _FORMS["problems"])
     for key in ("question", "choices"):
         if key not in problems:
-            raise _RowError(f"have no {key!r} in 'problems'", f"keys {show(list(problems))}", _PROBLEMS_FORM)
+            raise _RowError(f"have no {key!r} in 'problems'", f"keys {show(list(problems))}", _FORMS["problems"])
     in_column, in_dict = _number(row.get("answer", "")), problems.get("answer")
     if in_column != "" and in_dict not in (None, "", in_column):
         found = f"column {show(in_column)}, problems {show(in_dict)}"
@@ -248,16 +271,16 @@ def _number(cell: str) -> object:
     return int(match[1]) if match else text
 
 
-def _question(row_id: str, row: dict[str, str], fields: dict[str, object]) -> Question:
+def _question(row_id: str, row: dict[str, str], fields: dict[str, object], form: str) -> Question:
     choices, question = fields["choices"], fields["question"]
     if not isinstance(question, str):
-        raise _RowError("have a question that is not text", type(question).__name__, _PROBLEMS_FORM)
+        raise _RowError("have a question that is not text", type(question).__name__, form)
     if not isinstance(choices, (list, tuple)) or not choices:
-        raise _RowError("have no choices", "", _PROBLEMS_FORM)
+        raise _RowError("have no choices", "", form)
     if not MIN_CHOICES <= len(choices) <= MAX_CHOICES:
         raise _RowError("have a wrong number of choices", str(len(choices)), f"expected {MIN_CHOICES} to {MAX_CHOICES}")
     if not all(isinstance(choice, str) and _is_visible(choice) for choice in choices):
-        raise _RowError("have a choice that is empty or not text", show(list(choices)), _PROBLEMS_FORM)
+        raise _RowError("have a choice that is empty or not text", show(list(choices)), form)
     found = Question(
         id=row_id,
         passage=_clean(row["paragraph"]),
@@ -309,7 +332,9 @@ def _question_plus(column: str, key: object) -> str:
         )
     in_column, in_dict = _clean(column), _clean(key or "")
     if in_column and in_dict and in_column != in_dict:
-        found = f"column {in_column[:30]!r}, problems {in_dict[:30]!r}"
+        at = next(i for i, pair in enumerate(zip_longest(in_column, in_dict)) if len(set(pair)) > 1)
+        column, key = (text[max(0, at - 10) :][:40] for text in (in_column, in_dict))
+        found = f"they differ at character {at + 1}: column {column!r}, problems {key!r}"
         raise _RowError("have two different question_plus", found, "keep the right one in both places, or in one")
     return in_column or in_dict
 

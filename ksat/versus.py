@@ -44,7 +44,7 @@ class Comparison:
     boards: Boards
 
     def ahead_again(self, pair: Pair) -> tuple[float, float]:
-        """The chances, by accuracy and by macro F1, that who is ahead on a public half is ahead on the private one."""
+        """The chances, by accuracy and by macro F1, that the better one is ahead on a half of the leaderboard as well."""
         place = {row.name: i for i, row in enumerate(self.rows)}
         a, b = place[pair.better], place[pair.worse]
         return ahead_again(self.boards.accuracy, a, b), ahead_again(self.boards.macro_f1, a, b)
@@ -187,8 +187,8 @@ def _pairs_table(found: Comparison) -> str:
         ])  # fmt: skip
     equal = ahead_again_if_equal(len(found.judged.questions), found.half)
     note = (
-        f"ahead again: the chance that who is ahead on a public half of {found.half} questions is ahead on a private one as well, the "
-        f"true difference drawn around the one seen here: two equally good runs get {equal:.2f} on average. p: exact McNemar."
+        f"ahead again: the chance that the better one here is ahead on a half of {found.half} questions of the leaderboard as well, the true "
+        f"difference drawn around the one seen here: the better of two equally good runs gets {equal:.2f} on average. p: exact McNemar."
     )
     return f"{markdown_table(header, body, num_texts=2)}\n\n{note}"
 

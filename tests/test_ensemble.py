@@ -103,8 +103,12 @@ def test_one_member_is_fine(folder: Path) -> None:
     assert read_labels(folder / "submissions" / "one.csv") == GOLD
 
 
-def test_label_only_members_take_part(folder: Path) -> None:
+def test_label_only_members_take_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ensemble.main(["labels.csv", "b.probs.csv", "--out", "l", "--weights", "2", "1", "--test", "test.csv"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("labels.csv: weight 0.667")
+    assert told[0].endswith("; answers alone, each taken for a probability of 0.9")
+    assert told[1].endswith("of the rows")
     blended = read_probs(folder / "submissions" / "l.probs.csv")
     assert blended.ids == IDS
     assert blended.answers.tolist() == [GOLD[row_id] for row_id in IDS]

@@ -196,7 +196,9 @@ def test_without_validation_the_last_epoch_is_kept(here: Path, tmp_path: Path, s
     run = f"all-{score_by}"
     run_train("--run", run, "--valid-fraction", "0", "--epochs", "2", "--limit", "4", "--score-by", score_by)
     metrics = read_json(Path("checkpoints", run, "metrics.json"))
-    assert (metrics["best_epoch"], metrics["control"], metrics["scale"]) == (2, None, 1.0)
+    assert (metrics["best_epoch"], metrics["control"]) == (2, None)
+    assert (metrics["fitted_scale"] is None) == (score_by == "label")
+    assert metrics["scale"] == max(1.0, metrics["fitted_scale"] or 1.0)
     assert not Path("checkpoints", run, "validation.probs.csv").exists()
     run_inference("--ckpt", f"checkpoints/{run}", "--limit", "2", "--out", str(tmp_path / "all"))
 

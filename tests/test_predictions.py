@@ -160,6 +160,19 @@ def test_read_probs_requires_its_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "names", ["p1,p2", "P_1,p_2", "prob1,prob2", "probability 1,probability 2", "1,2", "logit-1,logit-2"]
+)
+def test_probabilities_under_other_names_are_no_labels(tmp_path: Path, names: str) -> None:
+    """Such a file, whose 'answer' held the gold answers, was blended as bare labels without a word."""
+    one, two = names.split(",")
+    with pytest.raises(
+        InputError, match=f"under other names; rename '{one}' to 'prob_1', '{two}' to 'prob_2', and let"
+    ):
+        read_labels(write(tmp_path / "x.csv", f"id,answer,kind,{names}\na,1,k,0.2,0.8\n"))
+    assert read_labels(write(tmp_path / "x.csv", "id,answer,kind,page1,choice_2\na,1,k,3,c\n")) == {"a": 1}
+
+
+@pytest.mark.parametrize(
     ("ids", "row", "match"),
     [
         (("a", "b"), [0.5, 0.5, NAN, NAN, NAN], "shape"),

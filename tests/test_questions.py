@@ -157,6 +157,29 @@ def test_flattened_columns_without_answers(tmp_path: Path) -> None:
     assert read_questions(write_rows(tmp_path / "x.csv", [row]))[0].answer is None
 
 
+def test_json_and_nan_are_read(tmp_path: Path) -> None:
+    """As JSON writes a dict, and as pandas prints one."""
+    for cell in (
+        '{"question": "q", "choices": ["a", "b"], "answer": null, "question_plus": null}',
+        "{'question': 'q', 'choices': ['a', 'b'], 'answer': nan, 'question_plus': nan}",
+    ):
+        question = read_one(tmp_path, problems=cell)
+        assert (question.question, question.choices, question.answer, question.question_plus) == (
+            "q",
+            ("a", "b"),
+            None,
+            "",
+        )
+
+
+def test_a_flat_file_is_explained_by_its_own_columns(tmp_path: Path) -> None:
+    for cell in ("['a'", "3", "['a', 4]", "[]"):
+        path = tmp_path / "flat.csv"
+        path.write_text(f'id,paragraph,question,choices\na,p,q,"{cell}"\n')
+        with pytest.raises(InputError, match=r"'choices' must hold a list of 2 to 5 texts, such as \['하나', '둘'\]"):
+            read_questions(path)
+
+
 def test_question_plus_in_the_column_in_the_dict_and_in_both(tmp_path: Path) -> None:
     assert read_one(tmp_path, question_plus="ㄱ. 보기").question_plus == "ㄱ. 보기"
     assert read_one(tmp_path, problems=problems(question_plus="ㄱ. 보기")).question_plus == "ㄱ. 보기"
@@ -260,7 +283,15 @@ def test_mistake_13_no_eval_no_bool_flags_and_no_tokens_in_the_source() -> None:
     ("fields", "match"),
     [
         ({"problems": "{'question': 'q'"}, r"have a 'problems' that is not a Python literal .*'problems' must hold"),
-        ({"problems": "{'question': null}"}, "not a Python literal"),
+        ({"problems": "{'question': null}"}, "have no 'choices' in 'problems'"),
+        ({"problems": "{'question': None, 'choices': [nan, 'a']}"}, "have a question that is not text"),
+        ({"problems": "{'question': 'q', 'choices': [nan, 'a']}"}, "have a choice that is empty or not text"),
+        ({"problems": "{'question': 'q', 'choices': array(['a', 'b'])}"}, "of a numpy array write its .tolist()"),
+        (
+            {"problems": "{'question': 'q', 'choices': ['a' 'b'\n 'c']}"},
+            "a list that numpy printed has none: write its",
+        ),
+        ({"problems": "{'question': q, 'choices': ['a', 'b']}"}, "not a Python literal"),
         ({"problems": "(" * 3000 + ")" * 3000}, "not a Python literal"),
         ({"problems": "['q']"}, r"have a 'problems' that is not a dict \(id '.*': list\)"),
         ({"problems": ""}, "not a Python literal"),
@@ -316,6 +347,10 @@ def test_mistake_13_no_eval_no_bool_flags_and_no_tokens_in_the_source() -> None:
         ({"problems": problems(answer=2.0)}, r"have an answer of the wrong type \(id '.*': 2.0\)"),
         ({"problems": problems(answer=True)}, r"have an answer of the wrong type \(id '.*': True\)"),
         ({"problems": problems(question_plus="가"), "question_plus": "나"}, "two different question_plus .*'나'.*'가'"),
+        (
+            {"problems": problems(question_plus="가" * 50 + "나다"), "question_plus": "가" * 50 + "다"},
+            r"they differ at character 51: column '가{10}다', problems '가{10}나다'",
+        ),
         ({"problems": problems(question_plus=["가"])}, r"have a question_plus that is not text \(id '.*': list\)"),
         ({"id": " "}, r"1 of the rows have an empty id \(first: data row 1\)"),
         ({"id": "a\x1f1"}, r"1 of the rows have an id with a control character \(id .*a\\x1f1.*\); take it out"),
@@ -366,7 +401,15 @@ def test_unlabelled_rows_are_refused_where_labels_are_needed(tmp_path: Path) -> 
         (b"id,paragraph,problems,x,problems\na,p,q,r,s\n", "the header has the column 'problems' twice"),
         (b"id,paragraph,problems\na,p,q,r\nb,p,q,r\n", "data row 1 has 4 fields, the header has 3; check the quoting"),
         (b"id,paragraph,problems\na,p,q\nb,p\n", "data row 2 has 2 fields, the header has 3; check the quoting"),
-        (b"id,problems\na,b\n", "no column 'paragraph'; found 'id', 'problems'; expected id, paragraph, problems"),
+        (
+            b"id,problems\na,b\n",
+            "no column 'paragraph'; found 'id', 'problems'; give the column of the passages that name",
+        ),
+        (
+            b"id,passage,question,choices\na,b,c,d\n",
+            "no column 'paragraph'; found 'id', 'passage', 'question', 'choices'; give",
+        ),
+        (b"id,x\na,b\n", "no column 'paragraph', 'problems'; found 'id', 'x'; expected id, paragraph, problems"),
         (b"id,paragraph,choices\na,b,c\n", "no column 'question'; .*expected id, paragraph, question, choices"),
         (b"a;b\n1;2\n", "no column 'id', 'paragraph', 'problems'; found 'a;b'"),
     ],

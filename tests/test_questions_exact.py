@@ -73,7 +73,7 @@ def write(folder: Path, **cells: str) -> Path:
         ),
         (
             {"problems": problems(question_plus="x" * 31), "question_plus": "y" * 31},
-            f"have two different question_plus (id 'i': column '{'y' * 30}', problems '{'x' * 30}'); keep the right one in both places, "
+            f"have two different question_plus (id 'i': they differ at character 1: column '{'y' * 31}', problems '{'x' * 31}'); keep the right one in both places, "
             "or in one",
         ),
         (

@@ -168,7 +168,7 @@ def test_a_run_twice_is_the_run_at_its_rank_and_inference_takes_it() -> None:
 
 def test_run_json_tells_who_is_in_it_and_a_soup_of_a_soup_is_possible() -> None:
     a = make_run("a", scale=2.0)
-    b = make_run("b", seed=1, scale=2.0 + 1e-7, data=[{"file": "data/more.csv", "sha256": "2" * 64}])
+    b = make_run("b", seed=1, scale=2.1, data=[{"file": "data/more.csv", "sha256": "2" * 64}])
     soup.main([str(a), str(b), "--run", "ab", "--weights", "3", "1"])
     run = read_run(Path("checkpoints/ab"))
     assert run.settings["soup"] == [
@@ -177,7 +177,7 @@ def test_run_json_tells_who_is_in_it_and_a_soup_of_a_soup_is_possible() -> None:
     ]
     assert (run.settings["rank"], run.settings["norm_kept"]) == (8, 1.0)
     assert [entry["file"] for entry in run.data] == ["data/train.csv", "data/more.csv"]
-    assert run.scale == pytest.approx(2.0 + 0.5e-7, abs=1e-9)
+    assert run.scale == pytest.approx(2.05)
     soup.main(["checkpoints/ab", str(a), "--run", "aab"])
     mean, first, second = (updates(Path("checkpoints", name)) for name in ("aab", "a", "b"))
     for module in mean:
@@ -197,7 +197,7 @@ def test_run_json_tells_who_is_in_it_and_a_soup_of_a_soup_is_possible() -> None:
             {"base_identity": {"config.json": "0" * 64}},
             r"checkpoints/a: was trained on another .* than checkpoints/b \(.*config.json differs",
         ),
-        ({"scale": 1.5}, "scales differ: 1 in checkpoints/a, 1.5 in checkpoints/b; name the soup's with --scale S"),
+        ({"scale": 1.11}, "scales differ: 1 in checkpoints/a, 1.11 in checkpoints/b; name the soup's with --scale S"),
     ],
 )
 def test_runs_that_can_not_be_averaged_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from tiny import make_questions
 
+from ksat.metrics import fit_scale
 from ksat.run_folders import seal
 from ksat.sealed import write_sealed
 from ksat.validation import Validation
@@ -36,6 +38,29 @@ def test_what_was_written_is_known_again(tmp_path: Path) -> None:
     assert recall(tmp_path, no_rows, with_rows=False) == no_rows
     before_the_first_epoch = {**PROGRESS, "epochs": [], "best_epoch": 0}
     assert recall(tmp_path, before_the_first_epoch) == before_the_first_epoch
+
+
+@pytest.mark.parametrize("score_by", ["text", "label"])
+@pytest.mark.parametrize("chooses", [True, False])
+@pytest.mark.parametrize("num_rows", [0, 4])
+def test_rows_that_only_judge_do_not_fit_the_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score_by: str, chooses: bool, num_rows: int
+) -> None:
+    rows = make_questions(num_rows)
+    training = [mock.Mock(answer_index=i % 4) for i in range(40)]
+    generator = np.random.default_rng(0)
+    scores = {num_rows: 0.3 * generator.normal(size=(num_rows, 5)), 40: generator.normal(size=(40, 5))}
+    scores[40][np.arange(40), [row.answer_index for row in training]] += 3
+    monkeypatch.setattr("ksat.validation.score_questions", lambda _, encoded, **__: scores[len(encoded)])
+    known: dict[str, Any] = {"folder": tmp_path, "score_by": score_by, "pack_tokens": 300, "patience": 2}
+    validation = Validation(mock.Mock(), rows, rows, **known, chooses=chooses, scale_set=training)
+    validation.control()
+    of_training = fit_scale(scores[40], np.arange(40) % 4)
+    of_rows = fit_scale(scores[4], np.array([row.answer_index for row in rows])) if rows else None
+    expected = None if score_by == "label" else of_rows if chooses and rows else of_training
+    assert validation.progress["fitted_scale"] == expected
+    assert validation.scale == max(1.0, expected or 1.0)
+    assert of_training > 1
 
 
 @pytest.mark.parametrize(
