@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ksat.validation import Validation
 
 REPORTS = Path("reports")
-SCALE_ROWS = 256  # training rows that a scale is fitted on: its standard error is some percent then
+SCALE_ROWS = 256  # training rows that a scale is fitted on; docs/architecture.md says how far off it is
 DEFAULT_TEST = Path("data/test.csv")
 DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
@@ -292,9 +292,6 @@ def _train(
     orders = ChoiceOrders("cyclic", settings["choice_orders"])
     train_set = [order for row in train_rows for order in encoder.encode_orders(row, orders)]
     valid_set = [encoder.encode(row) for row in valid_rows]
-    # By the digests of their ids, so that the folds of a file share most of them, and their scales hardly differ.
-    by_digest = sorted(train_rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())
-    scale_set = [encoder.encode(row) for row in by_digest[:SCALE_ROWS]]
     _show_example(encoder, train_set)
     over_vocabulary = settings["score_by"] == "text" or settings["loss"] == "vocab"
     plan = memory_plan(model, rank=settings["rank"], training=True, over_vocabulary=over_vocabulary)
@@ -320,7 +317,7 @@ def _train(
         pack_tokens=settings["pack_tokens"],
         patience=settings["patience"],
         chooses=settings["folds"] is None,
-        scale_set=scale_set,
+        scale_set=lambda: [encoder.encode(row) for row in _scale_rows(train_rows)],
     )
     validation.control()
     names = (
@@ -346,6 +343,11 @@ def _train(
             memory=StepMemory(model, plan),
         )
     return validation
+
+
+def _scale_rows(train_rows: "list[Question]") -> "list[Question]":
+    """Rows to fit a scale on, by the digests of their ids, so that the folds of a file share many of them."""
+    return sorted(train_rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:SCALE_ROWS]
 
 
 def _check_fold_flags(args: argparse.Namespace) -> None:

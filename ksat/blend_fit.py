@@ -11,8 +11,7 @@ from ksat.fitted_blend import FittedBlend, from_dict
 from ksat.fitting import METHODS, WORTH_IT, NestedGain, equal_blend, nested_gain
 from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
 from ksat.predictions import FloatArray, IntArray
-from ksat.provenance import from_dict as provenance_from_dict
-from ksat.provenance import read_provenance, require_order
+from ksat.provenance import provenance_from_dict, read_provenance, require_order
 
 
 @dataclass(frozen=True, slots=True)

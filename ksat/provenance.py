@@ -8,6 +8,7 @@ from typing import Any
 
 from ksat.errors import InputError
 from ksat.files import named_twice, read_json
+from ksat.sealed import TEXT, or_none
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +35,26 @@ class Provenance:
             return None
         if self.base != other.base or bool(self.adapters) != bool(other.adapters):
             return False
-        is_shared = bool({*self.runs} & {*other.runs} or {*self.adapters} & {*other.adapters})
-        return (
-            True if is_shared or not self.adapters else None
-        )  # the same base under another run: perhaps trained on all rows
+        if not self.adapters or {*self.runs} & {*other.runs} or {*self.adapters} & {*other.adapters}:
+            return True
+        return None  # another run on the same base: perhaps this one, trained on all rows
 
 
-def from_dict(value: Any, path: Path | str) -> Provenance:
+def provenance_from_dict(value: Any, path: Path | str) -> Provenance:
     """What to_dict wrote.
 
     Raises:
         InputError: it did not.
     """
-    try:
-        found = Provenance(value["base"], tuple(value["runs"]), tuple(value["adapters"]))
-    except (KeyError, TypeError):
-        found = Provenance("", (None,))  # type: ignore[arg-type]
-    texts = [*([] if found.base is None else [found.base]), *found.runs, *found.adapters]
-    if not all(isinstance(text, str) for text in texts):
+    holds, _ = or_none(TEXT)
+    if not (
+        isinstance(value, dict)
+        and set(value) == {"base", "runs", "adapters"}
+        and holds(value["base"])
+        and all(isinstance(value[name], list) and all(map(TEXT[0], value[name])) for name in ("runs", "adapters"))
+    ):
         raise InputError(f"{path}: 'members' do not say what they are of; fit the blend again")
-    return found
+    return Provenance(value["base"], tuple(value["runs"]), tuple(value["adapters"]))
 
 
 def read_provenance(file: Path) -> Provenance:

@@ -32,9 +32,7 @@ from ksat.runs import (
     write_run,
 )
 
-SCALE_TOLERANCE = (
-    0.1  # relative; each fold fits its scale on training rows of its own, and they are no nearer than that
-)
+SCALE_TOLERANCE = 0.1  # relative: folds that fit their scales on rows of their own are seldom nearer
 
 
 def common_scale(members: Sequence[Member], given: float | None) -> float:

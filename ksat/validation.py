@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class Validation:
     progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
     keeps the last epoch's adapter.
 
-    `scale_set`: training rows to fit the scale on where the validation rows choose nothing, or there are none.
+    `scale_set` gives training rows to fit the scale on; it is called by text alone, where the validation rows choose nothing or there
+    are none.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class Validation:
         pack_tokens: int,
         patience: int,
         chooses: bool = True,
-        scale_set: Sequence[EncodedQuestion] = (),
+        scale_set: Callable[[], Sequence[EncodedQuestion]] = tuple,
     ) -> None:
         self.model, self.questions, self.encoded, self.folder = model, questions, encoded, folder
         self.score_by, self.pack_tokens, self.patience = score_by, pack_tokens, patience
         self.chooses = chooses and bool(questions)
-        self.scale_set = [] if self.chooses else scale_set
+        self.scale_set = scale_set
         self.answers = np.array([question.answer for question in questions], dtype=np.int64)
         self.groups = [passage_key(question) for question in questions]
         self.path = folder / "progress.json"
@@ -139,20 +140,21 @@ class Validation:
             self.progress |= {
                 name: m.to_dict() for name, m in (("control", control), ("control_scale_1", raw), ("random", baseline))
             }
-        if fitted and self.scale_set:
-            print(f"scale {fitted:.2f}: fitted on {len(self.scale_set)} training rows\n", flush=True)
         if fitted and fitted < 1:
             print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")
         self._write()
 
     def _fit_scale(self, scores: FloatArray | None) -> float | None:
-        """By text the scale of the untuned base; None by label, and where there are no rows to fit it on."""
+        """By text the scale of the untuned base, on the rows of these scores where they choose; None by label."""
         if self.score_by != "text":
             return None
-        if self.scale_set:
-            own = score_questions(self.model, self.scale_set, pack_tokens=self.pack_tokens, progress="scale")
-            return fit_scale(own, np.array([row.answer_index for row in self.scale_set], dtype=np.int64))
-        return fit_scale(scores, self.answers - 1) if scores is not None else None
+        if self.chooses and scores is not None:
+            return fit_scale(scores, self.answers - 1)
+        rows = self.scale_set()
+        own = score_questions(self.model, rows, pack_tokens=self.pack_tokens, progress="scale")
+        fitted = fit_scale(own, np.array([row.answer_index for row in rows], dtype=np.int64))
+        print(f"scale {fitted:.2f}: fitted on {len(rows)} training rows\n", flush=True)
+        return fitted
 
     def after_epoch(self, epoch: int) -> bool:
         """Scores the rows, keeps the adapter if this epoch is the best so far; True when patience has ended."""

@@ -132,6 +132,10 @@ def test_who_is_ahead_stays_ahead() -> None:
     drawn = draw_boards([table(answers, right) for right in rights], answers, groups, num_questions=200)
     one, other, better = range(3)
     assert ahead_again(drawn.accuracy, one, one) == 0.5
+    lead = drawn.accuracy.half[:, one] - drawn.accuracy.half[:, other]
+    assert ahead_again(drawn.accuracy, one, other) == pytest.approx(
+        (lead > 1e-9).mean() + (abs(lead) <= 1e-9).mean() / 2
+    )
     assert 0.1 < ahead_again(drawn.accuracy, one, other) < 0.9
     assert ahead_again(drawn.accuracy, better, one) > 0.99
     assert ahead_again(drawn.accuracy, one, better) == pytest.approx(1 - ahead_again(drawn.accuracy, better, one))
@@ -162,6 +166,11 @@ def test_the_two_that_err_on_different_questions_are_picked() -> None:
     drawn = draw_boards(tables, answers, [str(row) for row in range(300)], num_questions=150).accuracy
     pick = pick_two(tables, answers, drawn)
     assert (pick.first, pick.second) == (1, 2)
+    seen, noise = drawn.true.mean(axis=0), drawn.half - drawn.true
+    chance = (drawn.true - drawn.true.mean(axis=1, keepdims=True)).var(axis=0).sum() / 2
+    shrunk = seen.mean() + max(0.0, 1 - chance / seen.var(ddof=1)) * (seen - seen.mean())
+    assert pick.alone == pytest.approx(shrunk[1])
+    assert pick.expected == pytest.approx(np.maximum(shrunk[1] + noise[:, 1], shrunk[2] + noise[:, 2]).mean())
     assert pick.expected > pick.alone + 0.01
     assert pick.changes == pytest.approx(190 / 300)  # the first 100 and the last 90
     assert pick.correlation is not None

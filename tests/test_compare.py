@@ -10,7 +10,7 @@ from tiny import make_questions, write_labels, write_questions
 
 import compare
 from ksat.errors import InputError
-from ksat.predictions import Predictions, write_probs
+from ksat.predictions import Predictions, read_probs, write_probs
 from ksat.questions import Question
 
 
@@ -127,6 +127,20 @@ def test_one_run_leaves_its_figures_alone(here: Path, capsys: pytest.CaptureFixt
     assert len(list((here / "comparisons/one").iterdir())) == 3
     compare.main(["good-oof.probs.csv", "--answers", "gold.csv", "--out", "one", "--overwrite"])
     assert [path.name for path in (here / "comparisons/one").iterdir()] == ["comparison.md"]  # no pairs of other runs
+
+
+def test_runs_that_are_the_same_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = read_probs(Path("good-oof.probs.csv"))
+    write_probs(Path("copy.csv"), found)
+    powered = found.probs**2
+    write_probs(Path("sharp.csv"), Predictions(found.ids, powered / np.nansum(powered, axis=1, keepdims=True)))
+    compare.main(["good-oof.probs.csv", "copy.csv", "sharp.csv", "poor-oof.probs.csv", "--answers", "gold.csv"])
+    out = capsys.readouterr().out
+    assert "good-oof and copy are identical: every probability is the same; they are one run." in out
+    assert out.count(" are identical") == 1
+    for name in ("good-oof", "copy"):
+        assert f"{name} and sharp give the same answer to every question; only probabilities differ." in out
+    assert out.count(" give the same answer") == 2
 
 
 def test_macro_f1_may_pick_another_two(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

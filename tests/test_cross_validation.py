@@ -309,7 +309,11 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     with Path("reports/train-suspicious.csv").open() as file:
         (suspect,) = csv.DictReader(file)
     assert (suspect["id"], suspect["answer"]) == (wrong, str(questions[3].answer))
-    assert float(suspect["prob"]) < 0.05
+    temperature = float(out.split("(at temperature ")[1].split(",")[0])
+    size = questions[3].num_choices
+    assert float(suspect["prob"]) == pytest.approx(
+        1e-15 ** (1 / temperature) / (size - 1) / (1 / (size - 1)) ** (1 / temperature), rel=0.2
+    )
     train.main([*report, "--overwrite"])
     assert os.listdir("reports") == ["train.md"]  # not beside suspects of an older report
     Path("reports/train.md").write_text("[user]\n{passage}{question}{question_plus}{choices}{labels}")

@@ -10,7 +10,7 @@ import ensemble
 from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
-from ksat.provenance import from_dict, read_provenance, require_out_of_fold
+from ksat.provenance import provenance_from_dict, read_provenance, require_out_of_fold
 from ksat.submission_log import read_log
 
 NUM_ROWS = 240
@@ -200,7 +200,7 @@ def test_whether_two_files_are_of_one_model(folder: Path, one: object, other: ob
     for name, about in (("one", one), ("other", other)):
         (folder / f"{name}.probs.json").write_text(json.dumps(about))
         found.append(read_provenance(folder / f"{name}.probs.csv"))
-        assert from_dict(found[-1].to_dict(), "x.json") == found[-1]
+        assert provenance_from_dict(found[-1].to_dict(), "x.json") == found[-1]
     assert found[0].agrees_with(found[1]) is found[1].agrees_with(found[0]) is agree
 
 

@@ -11,7 +11,7 @@ import pytest
 from storm import fuzz, odd
 from storm.forks import Command, in_workers, read_kept
 from storm.kills import Expected, Scenario, look_after_kill, resume
-from storm.parts import all_parts
+from storm.parts import all_parts, run_storm
 from storm.world import differences, digest, output_fault
 
 from ksat.errors import InputError
@@ -42,7 +42,7 @@ def test_what_the_workers_found_is_kept_also_of_one_that_died_and_under_a_line_t
     tmp_path: Path,
 ) -> None:
     kept = tmp_path / "storm.jsonl"
-    kept.write_text('{"part": "p", "case": 7, "fault": "", "seconds": 1.0}\n{"part": "p", "ca\n')
+    kept.write_text('{"part": "p", "case": 7, "fault": "", "seconds": 1.0}\n{"part": "p", "ca')
 
     def job(case: int) -> str:
         if case == 2:
@@ -53,6 +53,14 @@ def test_what_the_workers_found_is_kept_also_of_one_that_died_and_under_a_line_t
     found = {(entry["part"], entry["case"]): entry["fault"] for entry in read_kept(kept)}
     died = "the process that ran it died: 3"
     assert found == {("p", 7): "", ("q", 0): "", ("q", 1): "odd", ("q", 2): died, ("q", 3): "odd", ("q", 4): ""}
+
+
+def test_hours_of_results_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "storm.jsonl").write_text("hours\n")
+    storm = {"scale": 1.0, "gate": False, "seed": None, "go_on": False, "num_workers": 1, "out": tmp_path / "storm"}
+    assert run_storm(["fuzz-wikitext"], **storm) == 2
+    assert "storm.jsonl exists; --go-on keeps its cases, --out takes another name" in capsys.readouterr().out
+    assert (tmp_path / "storm.jsonl").read_text() == "hours\n"
 
 
 def test_a_case_follows_from_its_seed() -> None:

@@ -53,7 +53,7 @@ def test_rows_that_only_judge_do_not_fit_the_scale(
     scores[40][np.arange(40), [row.answer_index for row in training]] += 3
     monkeypatch.setattr("ksat.validation.score_questions", lambda _, encoded, **__: scores[len(encoded)])
     known: dict[str, Any] = {"folder": tmp_path, "score_by": score_by, "pack_tokens": 300, "patience": 2}
-    validation = Validation(mock.Mock(), rows, rows, **known, chooses=chooses, scale_set=training)
+    validation = Validation(mock.Mock(), rows, rows, **known, chooses=chooses, scale_set=lambda: training)
     validation.control()
     of_training = fit_scale(scores[40], np.arange(40) % 4)
     of_rows = fit_scale(scores[4], np.array([row.answer_index for row in rows])) if rows else None

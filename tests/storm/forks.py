@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,8 +318,7 @@ def prepare() -> None:
 def in_workers(part: str, cases: Sequence[int], job: Callable[[int], str], num_workers: int, kept: Path) -> None:
     """Computes job(case) for every case in forked workers; the results are lines at the end of `kept`, written as they come.
 
-    A line is {"part", "case"} when a case begins, and {"part", "case", "fault", "seconds"} when it ends; for a case whose worker
-    died the fault says so.
+    A line is {"part", "case", "fault", "seconds"}; for a case whose worker died the fault says so.
 
     Args:
         part: name of what the cases are of.
@@ -329,16 +329,21 @@ def in_workers(part: str, cases: Sequence[int], job: Callable[[int], str], num_w
     """
     waiting = {n: list(cases[n::num_workers]) for n in range(num_workers)}
 
-    def note(**entry: object) -> None:
+    if kept.exists() and not kept.read_bytes().endswith(
+        b"\n"
+    ):  # else the first line would go on where a kill has cut one
         with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"part": part} | entry) + "\n")
+            file.write("\n")
+
+    def note(case: int, fault: str, seconds: float) -> None:
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"part": part, "case": case, "fault": fault, "seconds": round(seconds, 3)}) + "\n")
 
     def work(n: int) -> int:
         for case in waiting[n]:
-            note(case=case)
             started = time.monotonic()
             fault = job(case)
-            note(case=case, fault=fault, seconds=round(time.monotonic() - started, 3))
+            note(case, fault, time.monotonic() - started)
         return 0
 
     def start(n: int) -> int:
@@ -358,19 +363,15 @@ def in_workers(part: str, cases: Sequence[int], job: Callable[[int], str], num_w
         waiting[n] = [case for case in waiting[n] if case not in ended]
         if waiting[n]:
             code = os.waitstatus_to_exitcode(status)
-            note(case=waiting[n].pop(0), fault=f"the process that ran it died: {code}", seconds=0.0)
+            note(waiting[n].pop(0), f"the process that ran it died: {code}", 0.0)
             if waiting[n]:
                 workers[start(n)] = n
 
 
 def read_kept(kept: Path) -> list[dict[str, Any]]:
-    """The cases that ended, of the lines of in_workers; a kill may have cut a line."""
+    """The cases that ended, of the lines of in_workers but for those that a kill has cut."""
     entries = []
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if "fault" in entry:
-            entries.append(entry)
+        with suppress(ValueError):
+            entries.append(json.loads(line))
     return entries

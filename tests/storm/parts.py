@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from . import damaged, forks, fuzz, kills
 from .world import World, make_world
@@ -109,8 +110,9 @@ def run_storm(
             cases = [case for case in (range(number) if seed is None else [seed]) if case not in ended]
             if cases:
                 forks.in_workers(part.name, cases, part.prepare(world, cases), min(num_workers, len(cases)), kept)
-            print(say(_result(part.name, kept)), flush=True)
-        results = [result for part in all_parts() if (result := _result(part.name, kept)).number]
+            print(say(_result(part.name, forks.read_kept(kept))), flush=True)
+        entries = forks.read_kept(kept)
+    results = [result for part in all_parts() if (result := _result(part.name, entries)).number]
     text = table(results)
     print(f"\n{text}")
     if seed is None:
@@ -118,8 +120,8 @@ def run_storm(
     return int(any(result.faults for result in results))
 
 
-def _result(part: str, kept: Path) -> Result:
-    mine = sorted((e for e in forks.read_kept(kept) if e["part"] == part), key=lambda entry: entry["case"])
+def _result(part: str, entries: Sequence[dict[str, Any]]) -> Result:
+    mine = sorted((e for e in entries if e["part"] == part), key=lambda entry: entry["case"])
     return Result(part, len(mine), sum(e["seconds"] for e in mine), {e["case"]: e["fault"] for e in mine if e["fault"]})
 
 
