@@ -329,9 +329,8 @@ def in_workers(part: str, cases: Sequence[int], job: Callable[[int], str], num_w
     """
     waiting = {n: list(cases[n::num_workers]) for n in range(num_workers)}
 
-    if kept.exists() and not kept.read_bytes().endswith(
-        b"\n"
-    ):  # else the first line would go on where a kill has cut one
+    # Else the first line would go on where a kill has cut one.
+    if kept.exists() and not kept.read_bytes().endswith(b"\n"):
         with kept.open("a", encoding="utf-8") as file:
             file.write("\n")
 
