@@ -169,6 +169,7 @@ def test_what_apply_refuses(folder: Path) -> None:
         {"fitted": {}},
         value | {"equal": 1, "recommended": "equal"},
         value | {"members": [1, 2]},
+        value | {"members": [member | {"runs": "ab"} for member in value["members"]]},
         value | {"members": []},
     ):
         path.write_text(json.dumps(changed))
