@@ -76,10 +76,11 @@ def _table() -> str:
         random_baseline,
         scaled_probs,
     )
+    from ksat.near_duplicates import passage_groups
     from ksat.predictions import align_answers, read_answers, read_probs
-    from ksat.questions import passage_key, read_questions
+    from ksat.questions import read_questions
 
-    groups = [passage_key(question) for question in read_questions(TEST)]
+    groups = passage_groups(read_questions(TEST))
     files = {
         name: read_probs(f"submissions/demo{name}.probs.csv")
         for name in ("-choices-only", "-untuned", "-fp32", "-nf4", "")

@@ -183,16 +183,17 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
-    """Raises InputError if a passage to score is trained on as well."""
+    """Raises InputError if a passage to score, or a near-duplicate of it, is trained on as well."""
     from ksat.errors import bad_rows
-    from ksat.questions import passage_key, read_questions
+    from ksat.near_duplicates import near_rows
+    from ksat.questions import read_questions
 
     assert settings.train is not None
-    trained = {passage_key(question) for question in read_questions(settings.train, labelled=True)}
-    if shared := [(question.id, "") for question in questions if passage_key(question) in trained]:
+    trained = read_questions(settings.train, labelled=True)
+    if shared := [(questions[i].id, "") for i in near_rows(questions, trained)]:
         raise bad_rows(
             settings.questions,
-            f"share their passage with {settings.train}",
+            f"share their passage, or nearly, with {settings.train}",
             shared,
             "score questions that are not trained on",
         )

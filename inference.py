@@ -395,9 +395,9 @@ def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
 
 def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold: "IntArray") -> None:
     from ksat.metrics import compute_metrics, format_table, random_baseline
-    from ksat.questions import passage_key
+    from ksat.near_duplicates import passage_groups
 
-    metrics = compute_metrics(predictions.probs, gold, [passage_key(question) for question in questions])
+    metrics = compute_metrics(predictions.probs, gold, passage_groups(questions))
     print(format_table([("uniform guess", random_baseline(predictions.num_choices, gold)), ("this model", metrics)]))
 
 

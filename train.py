@@ -57,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
     "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None, "context_when": "none",
+    "leave_out": None,
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
@@ -98,6 +99,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive,
         metavar="N",
         help="train and validate on N questions each, with --folds on the first N altogether, to try things out",
+    )
+    add(
+        "--leave-out",
+        type=file_name,
+        metavar="CSV",
+        help="train on no row that stands in this file as well, such as data/test.csv, by its passage or a near-duplicate of it, "
+        "without a passage by question and choices; validation and folds stay as they are",
     )
     add = parser.add_argument_group("folds").add_argument
     add(
@@ -205,6 +213,8 @@ def main(argv: list[str] | None = None) -> None:
         require_name("--run", args.run)
     _check_fold_flags(args)
     if args.data_report:
+        if args.leave_out:
+            raise InputError("--leave-out is for training; the report compares with --against")
         _report_data(args, _training_files(args, {})[0])
         return
     if args.against or args.oof:
@@ -385,7 +395,7 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
     own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
-    read = [*files, *([Path(args.prompt)] if args.prompt else [])]
+    read = [*files, *(Path(file) for file in (args.prompt, args.leave_out) if file)]
     key = {
         "flags": own.parse_known_args(argv)[1],
         "files": {str(path): file_sha256(path) for path in read},
@@ -463,6 +473,7 @@ def _resolve(
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
+    settings["leave_out_sha256"] = file_sha256(Path(settings["leave_out"])) if settings["leave_out"] else None
     settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
     if settings["folds"]:
         settings["valid_fraction"] = 0.0
@@ -532,9 +543,13 @@ def _require_same_base(settings: dict[str, Any]) -> None:
 def _split(
     tables: "list[tuple[Path, list[Question]]]", settings: dict[str, Any]
 ) -> "tuple[list[Question], list[Question], Folds | None]":
-    """Training and validation rows, and the folds if there are some. A validation row's passage is kept out of the training rows of every file."""
+    """Training and validation rows, and the folds if there are some, noting their hash in the settings.
+
+    What is near to a validation row is kept out of the training rows of every file, and so is what --leave-out names.
+    """
     from ksat.errors import bad_rows
-    from ksat.questions import passage_key, split_validation
+    from ksat.folds import split_validation
+    from ksat.near_duplicates import near_rows
 
     (_, first), *others = tables
     seen = {question.id for question in first}
@@ -543,41 +558,54 @@ def _split(
             remedy = f"put a prefix before the ids of one file, such as {f'{path.stem}-{doubled[0][0]}'!r}"
             raise bad_rows(path, "have an id that another --train file has", doubled, remedy)
         seen |= {question.id for question in extra}
-    added = [question for _, extra in others for question in extra]
+    folds = None
     if settings["folds"]:
-        return _hold_out_fold(first, added, settings)
-    train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
+        first = first[: settings["limit"]]
+        folds, (train_index, valid_index) = _hold_out_fold(first, settings)
+    else:
+        train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
     valid_rows = [first[i] for i in valid_index]
-    held_out = {passage_key(question) for question in valid_rows}
-    kept = [question for question in added if passage_key(question) not in held_out]
-    if len(kept) < len(added):
-        print(f"{len(added) - len(kept)} rows of other files share a passage with a validation row and are left out")
-    train_rows = [first[i] for i in train_index] + kept
-    return train_rows[: settings["limit"]], valid_rows[: settings["limit"]], None
+    added = [question for _, extra in others for question in extra]
+    if near := set(near_rows(added, valid_rows)):
+        print(f"{len(near)} rows of other files have a passage too near to a held-out one and are left out")
+    train_rows = [first[i] for i in train_index] + [row for i, row in enumerate(added) if i not in near]
+    if settings["leave_out"]:
+        train_rows = _leave_out(train_rows, settings["leave_out"])
+    if folds is None:
+        train_rows, valid_rows = train_rows[: settings["limit"]], valid_rows[: settings["limit"]]
+    return train_rows, valid_rows, folds
 
 
-def _hold_out_fold(
-    first: "list[Question]", added: "list[Question]", settings: dict[str, Any]
-) -> "tuple[list[Question], list[Question], Folds]":
-    """Rows to train on, those of the fold that is held out, and all folds; notes the assignment's hash in the settings."""
+def _leave_out(train_rows: "list[Question]", file: str) -> "list[Question]":
+    """The rows that do not stand in the file, saying how many do.
+
+    Raises:
+        InputError: none is left.
+    """
+    from ksat.near_duplicates import near_rows
+    from ksat.questions import read_questions
+
+    near = set(near_rows(train_rows, read_questions(file)))
+    if len(near) == len(train_rows):
+        raise InputError(
+            f"--leave-out {file}: all {len(near)} training rows stand there as well; none is left to train on"
+        )
+    first = f" (first: id {train_rows[min(near)].id!r})" if near else ""
+    print(
+        f"--leave-out {file}: {len(near)} of {len(train_rows)} training rows stand there as well and are left out{first}"
+    )
+    return [row for i, row in enumerate(train_rows) if i not in near]
+
+
+def _hold_out_fold(first: "list[Question]", settings: dict[str, Any]) -> "tuple[Folds, tuple[list[int], list[int]]]":
+    """All folds, and the indices to train on and those that are held out; notes the assignment's hash in the settings."""
     from ksat.folds import assign_folds, fold_rows
-    from ksat.near_duplicates import passage_groups
 
-    first = first[: settings["limit"]]
     folds = assign_folds(first, settings["folds"])
     if settings["folds_sha256"] not in (None, folds.sha256):
         raise InputError("--resume: the folds are cut otherwise than when the run was started; start another --run")
     settings["folds_sha256"] = folds.sha256
-    train_index, held_out_index = fold_rows(folds, settings["fold"])
-    held_out = [first[i] for i in held_out_index]
-    groups = passage_groups([*held_out, *added])
-    near = set(groups[: len(held_out)])
-    kept = [row for row, group in zip(added, groups[len(held_out) :], strict=True) if group not in near]
-    if len(kept) < len(added):
-        print(
-            f"{len(added) - len(kept)} rows of other files have a passage too near to a held-out one and are left out"
-        )
-    return [first[i] for i in train_index] + kept, held_out, folds
+    return folds, fold_rows(folds, settings["fold"])
 
 
 def _default_name(settings: dict[str, Any]) -> str:

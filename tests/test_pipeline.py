@@ -209,10 +209,10 @@ def test_validation_rows_come_from_the_first_file_and_their_passages_from_no_oth
     held_out = {row["id"] for row in read_rows(Path("checkpoints/full/validation.probs.csv"))}
     questions = read_questions("data/train.csv")
     leaking = [replace(q, id=f"copy-{q.id}", question="같은 지문") for q in questions if q.id in held_out]
-    extra = write_questions(tmp_path / "extra.csv", [*leaking, *make_questions(4, first=80)])
+    extra = write_questions(tmp_path / "extra.csv", [*leaking, *make_questions(4, first=100)])
     run_train("--train", "data/train.csv", str(extra), "--run", "two", "--epochs", "1")
     printed = capsys.readouterr().out
-    assert f"{len(leaking)} rows of other files share a passage with a validation row and are left out" in printed
+    assert f"{len(leaking)} rows of other files have a passage too near to a held-out one and are left out" in printed
     assert f"questions: {16 - len(held_out) + 4} to train on, {len(held_out)} to validate on" in printed
     assert {row["id"] for row in read_rows(Path("checkpoints/two/validation.probs.csv"))} == held_out
     assert len(read_json(Path("checkpoints/two/run.json"))["data"]) == 2
