@@ -302,7 +302,6 @@ def test_flags_that_do_not_go_together(here: Path, flags: list[str], match: str)
     assert not Path("checkpoints").exists()
 
 
-<<<<<<< HEAD
 def test_suspects_are_the_same_for_a_model_that_is_too_sure() -> None:
     """900 rows: 23 suspects, and 122 once every probability is sharpened by 4."""
     generator = np.random.default_rng(0)
@@ -321,7 +320,8 @@ def test_suspects_are_the_same_for_a_model_that_is_too_sure() -> None:
     assert [suspect.id for suspect in found[0][0]] == [suspect.id for suspect in found[1][0]]
     assert found[1][1] == pytest.approx(4 * found[0][1], rel=0.01)
     assert 0 < len(found[0][0]) < (sharp[:, 0] < 0.05).sum()
-=======
+
+
 def test_the_report_has_all_duplicates_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same question apart from the same passage, and how many rows of the test they touch."""
     sentences = [
@@ -351,7 +351,6 @@ def test_the_report_has_all_duplicates_in_a_file(here: Path, capsys: pytest.Capt
     (line,) = [line for line in out.splitlines() if line.startswith("| train.csv and test.csv")]
     assert [cell.strip() for cell in line.split("|")[2:5]] == ["13", "14", "1"]
     assert "wrote reports/train.md and reports/train-duplicates.csv" in out
->>>>>>> d32701cb0768dd39d47faf486200aab135590441
 
 
 def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
