@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ksat.errors import InputError, exit_code
+from ksat.flags import ArgumentParser
 
 TRAIN, TEST, ANSWERS = "data/sample_train.csv", "data/sample_test.csv", "data/sample_test_answers.csv"
 # 64 questions keep the demo under ten minutes on two cores: a question takes about 2 s to train on and 0.7 s to score.
@@ -54,6 +55,7 @@ STEPS = [
 
 def main() -> None:
     """Runs the steps, then prints the table."""
+    ArgumentParser(__doc__).parse_args()
     start = time.monotonic()
     for step in STEPS:
         print(f"\n$ python {shlex.join(step)}", flush=True)

@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--base",
         type=file_name,
         metavar="BASE",
-        help="hub name, folder, embedded or embedded-small (default: the largest known base that fits)",
+        help="hub name, folder, embedded or embedded-small (default: the base that explore.py marks for this GPU; embedded without one)",
     )
     add(
         "--score-by",
@@ -239,7 +239,7 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     files, are_samples = _training_files(args, stored)
     tables = [(path, read_questions(path, labelled=True)) for path in files]
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
-    settings = _resolve(args, stored, files, device, are_samples)
+    settings = _resolve(args, stored, files, device, are_samples, [row for _, rows in tables for row in rows])
     rule = ContextRule(settings["context_when"])
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
@@ -248,7 +248,7 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
         run = held.enter_context(claim_fresh_run(_default_name(settings)))
         folder = run.place
     built: Path = processes.agree(folder)
-    _announce(settings, device, train_rows, valid_rows)
+    _announce(settings, device, train_rows, valid_rows, args.offload_embedding)
     validation = _train(built, settings, args, device, train_rows, valid_rows, folds)
     if run is not None:
         validation.warn_if_control_is_better()
@@ -448,7 +448,12 @@ def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[l
 
 
 def _resolve(
-    args: argparse.Namespace, stored: dict[str, Any], files: list[Path], device: "Device", are_samples: bool
+    args: argparse.Namespace,
+    stored: dict[str, Any],
+    files: list[Path],
+    device: "Device",
+    are_samples: bool,
+    rows: "list[Question]",
 ) -> dict[str, Any]:
     """Every setting of the run: what was given, else the resumed run's, else the default for its base.
 
@@ -462,7 +467,7 @@ def _resolve(
 
     settings: dict[str, Any] = {"base": args.base or stored.get("base")}
     if settings["base"] is None:
-        settings["base"], why = choose_base(device, samples=are_samples)
+        settings["base"], why = choose_base(device, samples=are_samples, rank=args.rank or DEFAULTS["rank"])
         print(f"base: {settings['base']}, {why}")
     small = is_embedded(settings["base"])
     defaults = DEFAULTS | (EMBEDDED_DEFAULTS if small else {})
@@ -480,7 +485,9 @@ def _resolve(
     if settings["alpha"] is None:
         settings["alpha"] = 2.0 * (settings["rank"] ** 0.5 if settings["rslora"] else settings["rank"])
     score_by = settings["score_by"]
-    require_label(ChoiceOrders("cyclic", settings["choice_orders"]), score_by)
+    orders = ChoiceOrders("cyclic", settings["choice_orders"])
+    require_label(orders, score_by)
+    settings["choice_orders"] = orders.at_most(rows).count
     template = read_template(settings["prompt"], score_by) if settings["prompt"] else DEFAULT_TEMPLATES[score_by]
     settings["template"] = template.to_dict()
     settings["data"] = [{"file": str(path), "sha256": file_sha256(path)} for path in files]
@@ -640,9 +647,14 @@ def _announce(
     device: "Device",
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
+    offload_embedding: bool,
 ) -> None:
-    """Says what is about to happen, and about how long it takes, before anything is downloaded."""
-    from ksat.fit import cost
+    """Says what is about to happen, and about how long it takes, before anything is downloaded.
+
+    Raises:
+        InputError: the base's weights do not fit this machine.
+    """
+    from ksat.fit import TYPICAL_TOKENS, check_room, cost
 
     print(
         f"device: {device.name}; engine {settings['engine']}, {settings['dtype']}, weights {settings['quantization']}"
@@ -658,6 +670,16 @@ def _announce(
         len(q.passage) + len(q.question) + len(q.question_plus) + sum(map(len, q.choices)) + 80 for q in train_rows
     )
     print(f"cost: {cost(settings['base'], device, num_characters=characters * settings['epochs'])}", flush=True)
+    warning = check_room(
+        settings["base"],
+        device,
+        rank=settings["rank"],
+        nf4=settings["quantization"] == "nf4",
+        tokens=min(TYPICAL_TOKENS, settings["max_tokens"]),
+        offload_embedding=offload_embedding,
+    )
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:
