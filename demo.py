@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ksat.errors import InputError, exit_code
+from ksat.flags import ArgumentParser
 
 TRAIN, TEST, ANSWERS = "data/sample_train.csv", "data/sample_test.csv", "data/sample_test_answers.csv"
 # 64 questions keep the demo under ten minutes on two cores: a question takes about 2 s to train on and 0.7 s to score.
@@ -54,6 +55,7 @@ STEPS = [
 
 def main() -> None:
     """Runs the steps, then prints the table."""
+    ArgumentParser(__doc__).parse_args()
     start = time.monotonic()
     for step in STEPS:
         print(f"\n$ python {shlex.join(step)}", flush=True)
@@ -76,10 +78,11 @@ def _table() -> str:
         random_baseline,
         scaled_probs,
     )
+    from ksat.near_duplicates import passage_groups
     from ksat.predictions import align_answers, read_answers, read_probs
-    from ksat.questions import passage_key, read_questions
+    from ksat.questions import read_questions
 
-    groups = [passage_key(question) for question in read_questions(TEST)]
+    groups = passage_groups(read_questions(TEST))
     files = {
         name: read_probs(f"submissions/demo{name}.probs.csv")
         for name in ("-choices-only", "-untuned", "-fp32", "-nf4", "")

@@ -212,8 +212,9 @@ def _fit(args: argparse.Namespace) -> "BlendFit":
 
 def _groups(ids: "Sequence[str]", answers_path: Path, test_path: Path | None) -> list[str]:
     """(N,) what rows share that stand or fall together: passages where the questions are known, else single rows, with a word."""
+    from ksat.near_duplicates import groups_by_id
     from ksat.predictions import is_competition_table
-    from ksat.questions import passage_key, read_questions, read_table
+    from ksat.questions import read_questions, read_table
 
     source = answers_path if is_competition_table(read_table(answers_path)) else test_path
     if source is None:
@@ -222,7 +223,7 @@ def _groups(ids: "Sequence[str]", answers_path: Path, test_path: Path | None) ->
             "together; name the questions with --test",
             file=sys.stderr,
         )
-    keys = {question.id: passage_key(question) for question in read_questions(source)} if source else {}
+    keys = groups_by_id(read_questions(source)) if source else {}
     return [keys.get(row_id, row_id) for row_id in ids]
 
 
@@ -320,12 +321,13 @@ def metrics_report(
     from dataclasses import replace
 
     from ksat.metrics import compute_metrics, format_table, random_baseline
+    from ksat.near_duplicates import groups_by_id
     from ksat.predictions import align_answers, is_competition_table, read_answers
-    from ksat.questions import passage_key, read_questions, read_table
+    from ksat.questions import read_questions, read_table
 
     gold = align_answers(blended, read_answers(answers_path), answers_path)
     questions = read_questions(answers_path) if is_competition_table(read_table(answers_path)) else test
-    keys = {question.id: passage_key(question) for question in questions or []}
+    keys = groups_by_id(questions or [])
     groups = [keys.get(row_id, row_id) for row_id in blended.ids]
     rows = [("uniform guess", random_baseline(blended.num_choices, gold))]
     for member, table in zip(members, tables, strict=True):

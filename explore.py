@@ -1,6 +1,7 @@
 """Which bases fit this GPU, and which one answers best.
 
 python explore.py                                    # what fits this machine's GPU; needs no network
+python explore.py --gpu-memory 16GiB                  # what fits a card of that size
 python explore.py --gpu v100-32gb --explain unsloth/Qwen2.5-32B-Instruct-bnb-4bit
 python explore.py --score data/valid.csv --bases unsloth/Qwen2.5-14B-bnb-4bit,Qwen/Qwen3-8B,skt/A.X-4.0-Light
 python explore.py --score data/valid.csv --bases a,b --finetune --train data/train.csv
@@ -98,36 +99,61 @@ def _fit(args: argparse.Namespace) -> None:
 
     if args.offload_embedding:
         raise InputError("--offload-embedding: the table names it where it helps; leave it out")
+    unused = {"engine": "auto", "device": "auto", "dtype": "auto", "pack_tokens": None, "share_prefixes": True}
+    for name, default in unused.items():
+        if getattr(args, name) != default:
+            raise InputError(
+                f"--{name.replace('_', '-')} needs --score CSV: the table of what fits does not depend on it"
+            )
     if args.explain and args.bases:
         raise InputError("--explain BASE is about one base; leave --bases out")
     device, rank = _card(args), args.rank or RANK
     if args.explain:
-        print(explain(_find_or_read(args.explain, args), device, rank=rank))
+        print(explain(_find_or_read(args.explain, "--explain", args), device, rank=rank))
         return
     if args.bases:
-        bases = [_find_or_read(candidate.base, args) for candidate in parse_candidates(args.bases)]
+        bases = [_find_or_read(candidate.base, "--bases", args) for candidate in parse_candidates(args.bases)]
         fits = [find_fit(base, device, rank=rank) for base in sorted(bases, key=lambda base: -base.num_parameters)]
     else:
         fits = fit_all(device, rank=rank)
-    print(
-        f"{device.name}, {device.memory_gib:.1f} GiB; QLoRA of rank {rank}; GiB at the peak, gaps between allocations included\n"
-    )
-    print(fit_table(fits, device, rank=rank, which="these bases" if args.bases else "the known bases"))
+    print(f"{_described(device)}\nQLoRA of rank {rank}; GiB at the peak, gaps between allocations included\n")
+    print(fit_table(fits, device, rank=rank, named=bool(args.bases)))
 
 
 def _card(args: argparse.Namespace) -> Device:
     device = GPUS[args.gpu] if args.gpu else find_device("auto")
-    if device.kind == "cpu":
-        raise InputError(f"no GPU on this machine; name the card to plan for: --gpu {'|'.join(GPUS)}")
-    if args.gpu_memory:
-        return replace(device, memory_gib=min(device.memory_gib, args.gpu_memory / 2**30))
-    return device
+    if not args.gpu_memory:
+        if device.kind == "cpu":
+            raise InputError(
+                f"no GPU on this machine; name the card to plan for: --gpu {'|'.join(GPUS)}, or its --gpu-memory"
+            )
+        return device
+    gib = args.gpu_memory / 2**30
+    if gib <= device.memory_gib:
+        return replace(device, memory_gib=gib)
+    if args.gpu:
+        raise InputError(
+            f"--gpu-memory {gib:.1f}GiB: {device.name} has {device.memory_gib:.1f} GiB; give less, or leave --gpu out"
+        )
+    return Device("cuda", "a card of this size", (8, 0), gib)
 
 
-def _find_or_read(name: str, args: argparse.Namespace) -> "KnownBase":
+def _described(device: Device) -> str:
+    """The card in one line."""
+    from ksat.models import choose_dtype
+
+    major, minor = device.capability
+    tflops = "?" if device.tflops is None else f"{device.tflops:g}"
+    return (
+        f"{device.name}: {device.memory_gib:.1f} GiB, compute capability {major}.{minor}, {choose_dtype('auto', device)}, {tflops} TFLOPS by "
+        "its data sheet"
+    )
+
+
+def _find_or_read(name: str, flag: str, args: argparse.Namespace) -> "KnownBase":
     from ksat.bases import find_base, read_base
 
-    return find_base(name) or read_base(name, trust_remote_code=args.trust_remote_code)
+    return find_base(name) or read_base(name, flag=flag, trust_remote_code=args.trust_remote_code)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -183,16 +209,17 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
-    """Raises InputError if a passage to score is trained on as well."""
+    """Raises InputError if a passage to score, or a near-duplicate of it, is trained on as well."""
     from ksat.errors import bad_rows
-    from ksat.questions import passage_key, read_questions
+    from ksat.near_duplicates import near_rows
+    from ksat.questions import read_questions
 
     assert settings.train is not None
-    trained = {passage_key(question) for question in read_questions(settings.train, labelled=True)}
-    if shared := [(question.id, "") for question in questions if passage_key(question) in trained]:
+    trained = read_questions(settings.train, labelled=True)
+    if shared := [(questions[i].id, "") for i in near_rows(questions, trained)]:
         raise bad_rows(
             settings.questions,
-            f"share their passage with {settings.train}",
+            f"share their passage, or nearly, with {settings.train}",
             shared,
             "score questions that are not trained on",
         )

@@ -127,8 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     test, _ = data_file(args.test, "--test", Path("data/test.csv"))
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     run = _read_run(args)
+    shots = _shots(args)
     setup = _setup(args, device, run)
     require_label(args.choice_orders, setup["score_by"])
+    questions = read_questions(test)[: args.limit]
+    args.choice_orders = args.choice_orders.at_most(questions)
     if args.debias and (setup["score_by"] != "label" or args.choice_orders.count > 1):
         raise InputError(
             "--debias pride: it corrects digits in one order of the choices; leave out --choice-orders, and score by label"
@@ -137,10 +140,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = [test, args.answers, args.train, args.prompt]
     claim = claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args))
     with claim if processes.is_main() else contextlib.nullcontext() as outputs:
-        questions = read_questions(test)[: args.limit]
         questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
         gold = _gold(args, test, questions)
-        predictions, report = _score(args, setup, run, device, test, questions, paths.probs, gold)
+        predictions, report = _score(args, setup, run, device, test, questions, paths.probs, gold, shots)
         if outputs is not None:
             journal = _journal_path(paths.probs)
             write_predictions(outputs, predictions, report, before_done=lambda: Journal.remove(journal))
@@ -202,10 +204,6 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
             raise InputError(
                 f"{flag} {given}: {args.ckpt}/run.json says {inherited}; leave {flag} out, or train another run"
             )
-    if args.prompt or args.shots:
-        raise InputError(
-            f"--prompt and --shots are for untuned bases; {args.ckpt} was trained with its own prompt: leave them out"
-        )
     print(
         f"{args.ckpt}: base {run.base}, scored by {run.score_by}, scale {run.scale:.3g}, prompts up to {run.max_tokens} tokens, weights {run.quantization}"
     )
@@ -258,6 +256,7 @@ def _score(
     questions: "list[Question]",
     probs_path: Path,
     gold: "IntArray | None",
+    shots: "tuple[Path, list[Question]] | None",
 ) -> "tuple[Predictions, dict[str, Any]]":
     """Probabilities in the test file's order, and the report that goes beside them; resumes from a partial file."""
     from ksat import models, processes
@@ -288,8 +287,8 @@ def _score(
         "device": device.name, "versions": library_versions(), "choice_orders": args.choice_orders.name, "debias": args.debias,
     }  # fmt: skip
     pool: list[Question] = []
-    if setup["shots"]:
-        source, pool = _shot_pool(args)
+    if shots:
+        source, pool = shots
         report |= {"shots_from": str(source), "shots_sha256": file_sha256(source)}
     nf4 = setup["quantization"] == "nf4"
     settings = models.LoadSettings(
@@ -302,6 +301,7 @@ def _score(
         args.trust_remote_code,
         args.share_prefixes,
         args.offload_embedding,
+        f"--ckpt {args.ckpt}, base" if args.ckpt else "--base",
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
     if run is not None:
@@ -380,24 +380,39 @@ def _journal_path(probs_path: Path) -> Path:
     return probs_path.with_name(f".{probs_path.name}.partial")
 
 
-def _shot_pool(args: argparse.Namespace) -> "tuple[Path, list[Question]]":
+def _shots(args: argparse.Namespace) -> "tuple[Path, list[Question]] | None":
     """The file of the shots, and its labelled questions in a fixed random order: each test question takes the first that
-    may stand before it."""
+    may stand before it; None without shots. Lowers args.shots to what there is, and says so.
+
+    Raises:
+        InputError: --train without --shots, shots for a run.
+    """
     import random
 
     from ksat.questions import read_questions
 
+    if args.ckpt and (args.prompt or args.shots):
+        raise InputError(
+            f"--prompt and --shots are for untuned bases; {args.ckpt} was trained with its own prompt: leave them out"
+        )
+    if not args.shots:
+        if args.train:
+            raise InputError("--train is where shots come from; give --shots N with --base, or leave it out")
+        return None
     source, _ = data_file(args.train, "--train", Path("data/train.csv"))
     pool = NO_CONTEXT.apply(read_questions(source, labelled=True))
     random.Random(0).shuffle(pool)
+    if len(pool) < args.shots:
+        print(f"--shots {args.shots}: {source} has {len(pool)} questions; --shots {len(pool)} is taken")
+        args.shots = len(pool)
     return source, pool
 
 
 def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold: "IntArray") -> None:
     from ksat.metrics import compute_metrics, format_table, random_baseline
-    from ksat.questions import passage_key
+    from ksat.near_duplicates import passage_groups
 
-    metrics = compute_metrics(predictions.probs, gold, [passage_key(question) for question in questions])
+    metrics = compute_metrics(predictions.probs, gold, passage_groups(questions))
     print(format_table([("uniform guess", random_baseline(predictions.num_choices, gold)), ("this model", metrics)]))
 
 

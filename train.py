@@ -57,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
     "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None, "context_when": "none",
+    "leave_out": None,
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
@@ -99,6 +100,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="train and validate on N questions each, with --folds on the first N altogether, to try things out",
     )
+    add(
+        "--leave-out",
+        type=file_name,
+        metavar="CSV",
+        help="train on no row that stands in this file as well, such as data/test.csv, by its passage or a near-duplicate of it, "
+        "without a passage by question and choices; validation and folds stay as they are",
+    )
     add = parser.add_argument_group("folds").add_argument
     add(
         "--folds",
@@ -138,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--base",
         type=file_name,
         metavar="BASE",
-        help="hub name, folder, embedded or embedded-small (default: the largest known base that fits)",
+        help="hub name, folder, embedded or embedded-small (default: the base that explore.py marks for this GPU; embedded without one)",
     )
     add(
         "--score-by",
@@ -205,6 +213,8 @@ def main(argv: list[str] | None = None) -> None:
         require_name("--run", args.run)
     _check_fold_flags(args)
     if args.data_report:
+        if args.leave_out:
+            raise InputError("--leave-out is for training; the report compares with --against")
         _report_data(args, _training_files(args, {})[0])
         return
     if args.against or args.oof:
@@ -229,7 +239,7 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     files, are_samples = _training_files(args, stored)
     tables = [(path, read_questions(path, labelled=True)) for path in files]
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
-    settings = _resolve(args, stored, files, device, are_samples)
+    settings = _resolve(args, stored, files, device, are_samples, [row for _, rows in tables for row in rows])
     rule = ContextRule(settings["context_when"])
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
@@ -238,7 +248,7 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
         run = held.enter_context(claim_fresh_run(_default_name(settings)))
         folder = run.place
     built: Path = processes.agree(folder)
-    _announce(settings, device, train_rows, valid_rows)
+    _announce(settings, device, train_rows, valid_rows, args.offload_embedding)
     validation = _train(built, settings, args, device, train_rows, valid_rows, folds)
     if run is not None:
         validation.warn_if_control_is_better()
@@ -387,7 +397,7 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
     own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
-    read = [*files, *([Path(args.prompt)] if args.prompt else [])]
+    read = [*files, *(Path(file) for file in (args.prompt, args.leave_out) if file)]
     key = {
         "flags": own.parse_known_args(argv)[1],
         "files": {str(path): file_sha256(path) for path in read},
@@ -440,7 +450,12 @@ def _training_files(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[l
 
 
 def _resolve(
-    args: argparse.Namespace, stored: dict[str, Any], files: list[Path], device: "Device", are_samples: bool
+    args: argparse.Namespace,
+    stored: dict[str, Any],
+    files: list[Path],
+    device: "Device",
+    are_samples: bool,
+    rows: "list[Question]",
 ) -> dict[str, Any]:
     """Every setting of the run: what was given, else the resumed run's, else the default for its base.
 
@@ -454,7 +469,7 @@ def _resolve(
 
     settings: dict[str, Any] = {"base": args.base or stored.get("base")}
     if settings["base"] is None:
-        settings["base"], why = choose_base(device, samples=are_samples)
+        settings["base"], why = choose_base(device, samples=are_samples, rank=args.rank or DEFAULTS["rank"])
         print(f"base: {settings['base']}, {why}")
     small = is_embedded(settings["base"])
     defaults = DEFAULTS | (EMBEDDED_DEFAULTS if small else {})
@@ -465,13 +480,16 @@ def _resolve(
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
+    settings["leave_out_sha256"] = file_sha256(Path(settings["leave_out"])) if settings["leave_out"] else None
     settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
     if settings["folds"]:
         settings["valid_fraction"] = 0.0
     if settings["alpha"] is None:
         settings["alpha"] = 2.0 * (settings["rank"] ** 0.5 if settings["rslora"] else settings["rank"])
     score_by = settings["score_by"]
-    require_label(ChoiceOrders("cyclic", settings["choice_orders"]), score_by)
+    orders = ChoiceOrders("cyclic", settings["choice_orders"])
+    require_label(orders, score_by)
+    settings["choice_orders"] = orders.at_most(rows).count
     template = read_template(settings["prompt"], score_by) if settings["prompt"] else DEFAULT_TEMPLATES[score_by]
     settings["template"] = template.to_dict()
     settings["data"] = [{"file": str(path), "sha256": file_sha256(path)} for path in files]
@@ -534,9 +552,13 @@ def _require_same_base(settings: dict[str, Any]) -> None:
 def _split(
     tables: "list[tuple[Path, list[Question]]]", settings: dict[str, Any]
 ) -> "tuple[list[Question], list[Question], Folds | None]":
-    """Training and validation rows, and the folds if there are some. A validation row's passage is kept out of the training rows of every file."""
+    """Training and validation rows, and the folds if there are some, noting their hash in the settings.
+
+    What is near to a validation row is kept out of the training rows of every file, and so is what --leave-out names.
+    """
     from ksat.errors import bad_rows
-    from ksat.questions import passage_key, split_validation
+    from ksat.folds import split_validation
+    from ksat.near_duplicates import near_rows
 
     (_, first), *others = tables
     seen = {question.id for question in first}
@@ -545,41 +567,54 @@ def _split(
             remedy = f"put a prefix before the ids of one file, such as {f'{path.stem}-{doubled[0][0]}'!r}"
             raise bad_rows(path, "have an id that another --train file has", doubled, remedy)
         seen |= {question.id for question in extra}
-    added = [question for _, extra in others for question in extra]
+    folds = None
     if settings["folds"]:
-        return _hold_out_fold(first, added, settings)
-    train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
+        first = first[: settings["limit"]]
+        folds, (train_index, valid_index) = _hold_out_fold(first, settings)
+    else:
+        train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
     valid_rows = [first[i] for i in valid_index]
-    held_out = {passage_key(question) for question in valid_rows}
-    kept = [question for question in added if passage_key(question) not in held_out]
-    if len(kept) < len(added):
-        print(f"{len(added) - len(kept)} rows of other files share a passage with a validation row and are left out")
-    train_rows = [first[i] for i in train_index] + kept
-    return train_rows[: settings["limit"]], valid_rows[: settings["limit"]], None
+    added = [question for _, extra in others for question in extra]
+    if near := set(near_rows(added, valid_rows)):
+        print(f"{len(near)} rows of other files have a passage too near to a held-out one and are left out")
+    train_rows = [first[i] for i in train_index] + [row for i, row in enumerate(added) if i not in near]
+    if settings["leave_out"]:
+        train_rows = _leave_out(train_rows, settings["leave_out"])
+    if folds is None:
+        train_rows, valid_rows = train_rows[: settings["limit"]], valid_rows[: settings["limit"]]
+    return train_rows, valid_rows, folds
 
 
-def _hold_out_fold(
-    first: "list[Question]", added: "list[Question]", settings: dict[str, Any]
-) -> "tuple[list[Question], list[Question], Folds]":
-    """Rows to train on, those of the fold that is held out, and all folds; notes the assignment's hash in the settings."""
+def _leave_out(train_rows: "list[Question]", file: str) -> "list[Question]":
+    """The rows that do not stand in the file, saying how many do.
+
+    Raises:
+        InputError: none is left.
+    """
+    from ksat.near_duplicates import near_rows
+    from ksat.questions import read_questions
+
+    near = set(near_rows(train_rows, read_questions(file)))
+    if len(near) == len(train_rows):
+        raise InputError(
+            f"--leave-out {file}: all {len(near)} training rows stand there as well; none is left to train on"
+        )
+    first = f" (first: id {train_rows[min(near)].id!r})" if near else ""
+    print(
+        f"--leave-out {file}: {len(near)} of {len(train_rows)} training rows stand there as well and are left out{first}"
+    )
+    return [row for i, row in enumerate(train_rows) if i not in near]
+
+
+def _hold_out_fold(first: "list[Question]", settings: dict[str, Any]) -> "tuple[Folds, tuple[list[int], list[int]]]":
+    """All folds, and the indices to train on and those that are held out; notes the assignment's hash in the settings."""
     from ksat.folds import assign_folds, fold_rows
-    from ksat.near_duplicates import passage_groups
 
-    first = first[: settings["limit"]]
     folds = assign_folds(first, settings["folds"])
     if settings["folds_sha256"] not in (None, folds.sha256):
         raise InputError("--resume: the folds are cut otherwise than when the run was started; start another --run")
     settings["folds_sha256"] = folds.sha256
-    train_index, held_out_index = fold_rows(folds, settings["fold"])
-    held_out = [first[i] for i in held_out_index]
-    groups = passage_groups([*held_out, *added])
-    near = set(groups[: len(held_out)])
-    kept = [row for row, group in zip(added, groups[len(held_out) :], strict=True) if group not in near]
-    if len(kept) < len(added):
-        print(
-            f"{len(added) - len(kept)} rows of other files have a passage too near to a held-out one and are left out"
-        )
-    return [first[i] for i in train_index] + kept, held_out, folds
+    return folds, fold_rows(folds, settings["fold"])
 
 
 def _default_name(settings: dict[str, Any]) -> str:
@@ -614,9 +649,14 @@ def _announce(
     device: "Device",
     train_rows: "list[Question]",
     valid_rows: "list[Question]",
+    offload_embedding: bool,
 ) -> None:
-    """Says what is about to happen, and about how long it takes, before anything is downloaded."""
-    from ksat.fit import cost
+    """Says what is about to happen, and about how long it takes, before anything is downloaded.
+
+    Raises:
+        InputError: the base's weights do not fit this machine.
+    """
+    from ksat.fit import TYPICAL_TOKENS, check_room, cost
 
     print(
         f"device: {device.name}; engine {settings['engine']}, {settings['dtype']}, weights {settings['quantization']}"
@@ -632,6 +672,16 @@ def _announce(
         len(q.passage) + len(q.question) + len(q.question_plus) + sum(map(len, q.choices)) + 80 for q in train_rows
     )
     print(f"cost: {cost(settings['base'], device, num_characters=characters * settings['epochs'])}", flush=True)
+    warning = check_room(
+        settings["base"],
+        device,
+        rank=settings["rank"],
+        nf4=settings["quantization"] == "nf4",
+        tokens=min(TYPICAL_TOKENS, settings["max_tokens"]),
+        offload_embedding=offload_embedding,
+    )
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _show_example(encoder: "Encoder", encoded: "list[EncodedQuestion]") -> None:

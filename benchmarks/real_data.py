@@ -24,8 +24,9 @@ from ksat.metrics import (
     random_baseline,
     scaled_probs,
 )
+from ksat.near_duplicates import passage_groups
 from ksat.predictions import align_answers, read_answers, read_probs
-from ksat.questions import passage_key, read_questions
+from ksat.questions import read_questions
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         if not Path(f"submissions/{name}.csv").exists():
             _call("inference.py", *model, "--test", args.test, "--out", name)
 
-    groups = [passage_key(question) for question in read_questions(args.test, labelled=True)]
+    groups = passage_groups(read_questions(args.test, labelled=True))
     raw, tuned = (read_probs(f"submissions/{name}.probs.csv") for name in (untuned, args.run))
     gold = align_answers(raw, read_answers(args.test), args.test)
     scale = read_json(checkpoint / "metrics.json")["fitted_scale"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ksat.errors import InputError
 from ksat.memory import ModelShape
 
+FREE_LICENCES = ("Apache-2.0", "MIT")  # nothing to accept, any use; all others have terms of their own
+
 
 @dataclass(frozen=True, slots=True)
 class KnownBase:
@@ -45,6 +47,12 @@ class KnownBase:
     needs_rows: bool = False
     num_vision_parameters: int = 0
     unverified: str = ""
+
+    @property
+    def caution(self) -> str:
+        """Why it is not taken unasked, in words; "" if nothing stands against it."""
+        code = ["remote code"] if self.needs_remote_code else []
+        return ", ".join([*code, *([] if self.licence in FREE_LICENCES else [self.licence])])
 
 
 def _shape(
@@ -172,8 +180,8 @@ def find_base(name: str) -> KnownBase | None:
     return next((base for base in KNOWN_BASES if base.name == name), None)
 
 
-def read_base(name: str, *, trust_remote_code: bool = False) -> KnownBase:
-    """A base that is not known, by its config: a local folder, or the hub's.
+def read_base(name: str, *, flag: str = "--bases", trust_remote_code: bool = False) -> KnownBase:
+    """A base that is not known, by its config: a local folder, or the hub's; `flag` named it, for messages.
 
     Raises:
         InputError: no such base, no network, a config that is cut, or a family that is none of decoders with gated MLPs.
@@ -181,13 +189,13 @@ def read_base(name: str, *, trust_remote_code: bool = False) -> KnownBase:
     from ksat.attention import SERVED  # torch takes seconds to import
     from ksat.models import load_config
 
-    config = load_config(name, trust_remote_code=trust_remote_code)
+    config = load_config(name, flag=flag, trust_remote_code=trust_remote_code)
     text_config = config.get_text_config()
     experts = [n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(text_config, n, None)]
     if experts or text_config.model_type in _UNGATED:
         what = "a mixture of experts" if experts else "a decoder without gated MLPs"
         raise InputError(
-            f"--bases {name}: {what} ({text_config.model_type}), whose size is not counted; expected gated MLPs"
+            f"{flag} {name}: {what} ({text_config.model_type}), whose size is not counted; expected gated MLPs"
         )
     try:
         shape = ModelShape.from_config(config)
@@ -195,7 +203,7 @@ def read_base(name: str, *, trust_remote_code: bool = False) -> KnownBase:
             raise ValueError("a size below 1")
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(
-            f"--bases {name}: its config (model type {text_config.model_type!r}) lacks what a shape is made of ({error}); expected "
+            f"{flag} {name}: its config (model type {text_config.model_type!r}) lacks what a shape is made of ({error}); expected "
             "a decoder with gated MLPs"
         ) from error
     quantization = getattr(config, "quantization_config", None) or {}

@@ -18,8 +18,9 @@ from ksat.files import claim_outputs, lock, read_json, text_writer, to_json, wri
 from ksat.folds import assign_folds
 from ksat.kinds import find_kind
 from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
+from ksat.near_duplicates import passage_groups
 from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, probs_writer, read_probs
-from ksat.questions import Question, passage_key, read_questions
+from ksat.questions import Question, read_questions
 from ksat.run_folders import next_step, require_replaceable
 from ksat.runs import read_run
 
@@ -225,7 +226,7 @@ def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Pr
 def fold_metrics(predictions: Predictions, questions: Sequence[Question]) -> list[tuple[str, Metrics]]:
     """Named figures of out-of-fold probabilities: the uniform guess, all rows, and those of either kind."""
     answers: IntArray = np.array([question.answer_index + 1 for question in questions], dtype=np.int64)
-    groups = [passage_key(question) for question in questions]
+    groups = passage_groups(questions)
     kinds = np.array([find_kind(question) for question in questions])
     rows = [("uniform guess", random_baseline(predictions.num_choices, answers))]
     rows.append(("out of fold", compute_metrics(predictions.probs, answers, groups)))

@@ -1,9 +1,10 @@
 """What is in the data: counts, lengths in tokens, what is cut, near-duplicates, and labels that may be wrong."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from ksat.encoding import Encoder
 from ksat.errors import bad_rows
 from ksat.files import claim_outputs, remove_all, text_writer
 from ksat.kinds import find_kind
-from ksat.near_duplicates import near_duplicate_pairs
+from ksat.near_duplicates import letters_of, near_duplicate_pairs, passage_groups
 from ksat.predictions import Predictions, read_probs
 from ksat.questions import Question, passage_key, read_questions
 from ksat.tables import markdown_table
@@ -58,8 +59,8 @@ def find_suspects(predictions: Predictions, questions: Mapping[str, Question]) -
     return sorted(found, key=lambda suspect: (suspect.prob, suspect.id)), temperature
 
 
-def report(files: Sequence[tuple[Path, Sequence[Question]]], encoder: Encoder, base: str) -> str:
-    """Markdown: every file's counts and lengths, near-duplicates inside each and between every two.
+def report(files: Sequence[tuple[Path, Sequence[Question]]], encoder: Encoder, base: str) -> tuple[str, pd.DataFrame]:
+    """Markdown: every file's counts and lengths, near-duplicates inside each and between every two; and those as a table.
 
     Args:
         files: what is trained on, external files, the test; in that order.
@@ -71,10 +72,11 @@ def report(files: Sequence[tuple[Path, Sequence[Question]]], encoder: Encoder, b
     parts.append(f"## Lengths\nTokens of whole prompts by the tokenizer of {base}, limit {encoder.max_tokens:,}.\n")
     parts.append(_lengths(names, [rows for _, rows in files], encoder))
     parts.append(
-        "## Near-duplicates\nPassages that are the same but for a few words, or one an excerpt of the other.\n"
+        "## Near-duplicates\nPassages that are the same but for a third of their words, or one an excerpt of the other. The CSV has all; "
+        "`--leave-out` trains on no row that stands in another file.\n"
     )
-    parts.append(_duplicates(files))
-    return "\n".join(parts)
+    text, table = _duplicates(files)
+    return "\n".join([*parts, text]), table
 
 
 def _counts(names: Sequence[str], files: Sequence[Sequence[Question]]) -> str:
@@ -126,20 +128,54 @@ def _lengths(names: Sequence[str], files: Sequence[Sequence[Question]], encoder:
     return f"{markdown_table(header, body)}\n"
 
 
-def _duplicates(files: Sequence[tuple[Path, Sequence[Question]]]) -> str:
-    lines, shown = [], []
+def _duplicates(files: Sequence[tuple[Path, Sequence[Question]]]) -> tuple[str, pd.DataFrame]:
+    """What the report says of duplicates inside each file and between every two, and all of them as a table."""
+    lines, found = [], []
     for i, (path, rows) in enumerate(files):
         for other_path, other_rows in files[i:]:
             inside = other_path == path
             pairs = near_duplicate_pairs(rows, None if inside else other_rows)
+            questions = [] if inside else _same_questions(rows, other_rows)
             where = f"inside {path.name}" if inside else f"{path.name} and {other_path.name}"
-            lines.append([where, f"{len(pairs):,}"])
-            best = sorted(pairs, key=lambda pair: (-pair.similarity, pair.id_a, pair.id_b))[:SHOWN]
-            shown += [[where, pair.id_a, pair.id_b, f"{pair.similarity:.2f}"] for pair in best]
-    text = f"{markdown_table(['', 'pairs of passages'], lines)}\n"
-    if shown:
-        text += f"\n{markdown_table(['', 'id', 'id', 'similarity'], shown, num_texts=3)}\n"
-    return text
+            touched = _num_touched(
+                {pair.id_b for pair in pairs} | ({p.id_a for p in pairs} if inside else set()), other_rows
+            )
+            lines.append([where, f"{len(pairs):,}", f"{touched:,}", "-" if inside else f"{len(questions):,}"])
+            found += [("passage", path, pair.id_a, other_path, pair.id_b, round(pair.similarity, 3)) for pair in pairs]
+            found += [("question", path, id_a, other_path, id_b, 1.0) for id_a, id_b in questions]
+    table = pd.DataFrame(found, columns=["same", "file_a", "id_a", "file_b", "id_b", "similarity"])
+    header = ["", "pairs of passages", "rows of the second file on them", "pairs of the same question"]
+    text = f"{markdown_table(header, lines)}\n"
+    for same, title in (
+        ("passage", "The same passage"),
+        ("question", "The same question: words and choices, on such a passage"),
+    ):
+        if best := sorted((row for row in found if row[0] == same), key=lambda row: -row[5])[:SHOWN]:
+            shown = [
+                [f"{a.name}: {id_a}", f"{b.name}: {id_b}", f"{similarity:.2f}"]
+                for _, a, id_a, b, id_b, similarity in best
+            ]
+            text += f"\n{title}, the first {len(shown)}:\n\n{markdown_table(['id', 'id', 'similarity'], shown, num_texts=2)}\n"
+    return text, table
+
+
+def _num_touched(ids: set[str], rows: Sequence[Question]) -> int:
+    """How many rows stand on the passages of these."""
+    keys = {passage_key(row) for row in rows if row.id in ids}
+    return sum(passage_key(row) in keys for row in rows)
+
+
+def _same_questions(rows: Sequence[Question], others: Sequence[Question]) -> list[tuple[str, str]]:
+    """Ids of rows of two files that ask the same about the same passage, or nearly the same, in whatever order of choices."""
+    groups = passage_groups([*rows, *others])
+    keys = [
+        (group, letters_of(row.question + row.question_plus), frozenset(map(letters_of, row.choices)))
+        for group, row in zip(groups, [*rows, *others], strict=True)
+    ]
+    there: dict[Any, list[str]] = {}
+    for key, row in zip(keys[len(rows) :], others, strict=True):
+        there.setdefault(key, []).append(row.id)
+    return [(row.id, other) for key, row in zip(keys[: len(rows)], rows, strict=True) for other in there.get(key, [])]
 
 
 def suspects_text(
@@ -170,7 +206,7 @@ def write_report(
     limit: int | None,
     overwrite: bool,
 ) -> None:
-    """Prints the report and writes it as folder/<first file>.md; with `oof` also the suspicious labels as a CSV.
+    """Prints the report and writes it as folder/<first file>.md, all duplicates as a CSV; with `oof` also the suspicious labels.
 
     Args:
         folder: where to.
@@ -188,21 +224,26 @@ def write_report(
     """
     report_path = folder / f"{files[0].stem}.md"
     suspects_path = folder / f"{files[0].stem}-suspicious.csv"
-    paths = [report_path] if oof is None else [suspects_path, report_path]
+    duplicates_path = folder / f"{files[0].stem}-duplicates.csv"
+    paths = [*([] if oof is None else [suspects_path]), duplicates_path, report_path]
     command = (files, base, test, oof, prompt, limit)
     with claim_outputs(
         paths, inputs=[*files, test, oof, prompt], overwrite=overwrite, command=command, flag="--train file"
     ) as outputs:
         stale = [suspects_path] if outputs.are_ours and oof is None else []
         tables = [(path, read_questions(path)[:limit]) for path in [*files, *([test] if test else [])]]
-        text = report(tables, encoder, base)
-        writers = []
+        text, duplicates = report(tables, encoder, base)
+        writers = [_table_writer(duplicates)]
         if oof is not None:
             suspects, told = _suspects(oof, files[0], tables[0][1])
             text += told
-            writers = [lambda path: suspects.to_csv(path, index=False)]
+            writers.insert(0, _table_writer(suspects))
         outputs.write([*writers, text_writer(text)], before_done=lambda: remove_all(stale))
     print(f"{text}\nwrote {' and '.join(map(str, reversed(paths)))}")
+
+
+def _table_writer(table: pd.DataFrame) -> Callable[[Path], None]:
+    return lambda path: table.to_csv(path, index=False)
 
 
 def _suspects(oof: Path, file: Path, rows: Sequence[Question]) -> tuple[pd.DataFrame, str]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ksat import chat_template
 from ksat.errors import InputError
+from ksat.near_duplicates import are_near
 from ksat.orders import ONE_ORDER, ChoiceOrders, reorder
 from ksat.prompts import Message, PromptTemplate, ScoreBy, build_messages, continuations, fold_system
-from ksat.questions import Question, passage_key
+from ksat.questions import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Encoder:
         template: the prompt's wording.
         score_by: "label" or "text".
         max_tokens: a prompt's limit in tokens; the end of the context, then the middle of the passage is cut to it.
-        shots: labelled questions, of which each row gets the first num_shots that are not on its own passage.
+        shots: labelled questions, of which each row gets the first num_shots that are neither on its own passage nor on a near-duplicate.
         num_shots: questions to put before each.
     """
 
@@ -63,7 +64,7 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.template, self.score_by = tokenizer, template, score_by
         self.max_tokens, self.num_shots = max_tokens, num_shots
-        self._shots = [(passage_key(shot), shot) for shot in shots]
+        self._shots = shots
         self.has_chat_template = bool(tokenizer.chat_template)
         self._folds_system = self.has_chat_template and not _serves_system(tokenizer)
         first = tokenizer("1").input_ids[:1]
@@ -144,8 +145,7 @@ class Encoder:
         return chat_template.render(self.tokenizer, messages, add_generation_prompt=True)
 
     def _shots_for(self, question: Question) -> list[Question]:
-        own = passage_key(question)
-        others = (shot for key, shot in self._shots if key != own and shot.id != question.id)
+        others = (shot for shot in self._shots if shot.id != question.id and not are_near(question, shot))
         return list(itertools.islice(others, self.num_shots))
 
     def _ids(self, text: str) -> list[int]:

@@ -1,9 +1,12 @@
 """Which bases fit a GPU, before a gigabyte is downloaded: from their shapes and the memory model, without a network."""
 
+import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ksat.bases import KNOWN_BASES, KnownBase, find_base
-from ksat.devices import Device
+from ksat.devices import Device, machine_memory, measured_flops
+from ksat.errors import InputError
 from ksat.memory import GIB, NF4_BYTES, Calibration, MemoryEstimate, StepSettings, format_gib, kept_bytes, predict
 from ksat.models import choose_dtype, is_embedded
 from ksat.tables import markdown_table
@@ -12,12 +15,12 @@ RANK = 64  # of train.py by default
 TOKENS = (1024, 2048, 4096)  # of a prompt, in the table
 TYPICAL_TOKENS = 2048  # few prompts of the competition are longer
 SEARCHED_TOKENS = range(128, 32768 + 1, 128)
-# Largest first; the team's best of about each size.
-DEFAULT_BASES = (
-    "unsloth/Qwen2.5-32B-Instruct-bnb-4bit",
-    "unsloth/Qwen2.5-14B-bnb-4bit",
-    "hungun/Qwen2.5-7B-Instruct-kowiki-qa",
-)
+ABOUT = 0.9  # of the parameters of the largest that trains: about as large
+# Of a card's TFLOPS, counting 4 FLOP a weight and token: 2,200 tokens a second of the 32B with Unsloth on an H100, measured. The
+# 250 that teams report for a V100 are 25 %.
+SHARE_OF_TFLOPS = 0.28
+LEGEND = """`?`: not all of the base's shape or licence was seen in a public source; --explain BASE says what.
+public, private: accuracy on the two halves of a leaderboard, untuned, as a team reported it in 2024 (`-`: not tried)."""
 
 
 def peak(
@@ -28,29 +31,34 @@ def peak(
     rank: int = RANK,
     training: bool = True,
     offload_embedding: bool = False,
+    nf4: bool = True,
 ) -> MemoryEstimate:
-    """Bytes at the peak of a step over one prompt, all layers recomputed, weights in nf4: the least that can do.
+    """Bytes at the peak of a step over one prompt, the least that can do: all layers recomputed on a GPU, none on a CPU.
 
     Args:
         base: whose shape.
         device: its compute capability decides dtype and attention kernel.
         tokens: of the prompt.
         rank: of the LoRA.
-        training: forward, backward and 8-bit Adam; False is scoring with a LoRA.
+        training: forward, backward and Adam, in 8 bits on a GPU; False is scoring with a LoRA.
         offload_embedding: the embedding lies in the machine's memory.
+        nf4: the layers' weights are in nf4.
     """
+    on_cpu = device.kind == "cpu"
     settings = StepSettings(
         rank=rank,
         training=training,
         compute_bytes=4 if choose_dtype("auto", device, base.name) == "float32" else 2,
-        adapter_bytes=10 if training else 4,
-        elementwise="eager" if base.needs_rows else "liger",
+        nf4=nf4,
+        adapter_bytes=(16 if on_cpu else 10) if training else 4,
+        elementwise="eager" if base.needs_rows else "fused" if on_cpu else "liger",
         attention="varlen" if device.capability >= (8, 0) else "segments",
         offload_embedding=offload_embedding,
     )
     # A vision tower lies there unused; that its linear layers are quantised as well is left out.
     tower = Calibration(kept_bytes(base.shape, settings), float(base.num_vision_parameters * settings.compute_bytes))
-    return predict(base.shape, settings, tokens=tokens, num_kept=0, calibration=tower)
+    num_kept = base.shape.num_layers if on_cpu and training else 0
+    return predict(base.shape, settings, tokens=tokens, num_kept=num_kept, calibration=tower)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +97,17 @@ def find_fit(base: KnownBase, device: Device, *, rank: int = RANK) -> Fit:
     """What this base takes of this GPU, and whether that is there."""
     training = {tokens: peak(base, device, tokens=tokens, rank=rank).needed / GIB for tokens in TOKENS}
     scoring = peak(base, device, tokens=TYPICAL_TOKENS, rank=rank, training=False)
-    fitting = (
-        tokens
-        for tokens in reversed(SEARCHED_TOKENS)
-        if peak(base, device, tokens=tokens, rank=rank).needed <= device.memory_gib * GIB
+    num_fitting = bisect.bisect(
+        SEARCHED_TOKENS,
+        device.memory_gib * GIB,
+        key=lambda tokens: peak(base, device, tokens=tokens, rank=rank).needed,
     )
     return Fit(
         base=base,
         weights=(scoring.weights + scoring.embedding_and_head + scoring.extra) / GIB,
         training=training,
         scoring=scoring.needed / GIB,
-        longest=next(fitting, 0),
+        longest=SEARCHED_TOKENS[num_fitting - 1] if num_fitting else 0,
         scores=scoring.needed <= device.memory_gib * GIB,
     )
 
@@ -109,8 +117,37 @@ def fit_all(device: Device, *, rank: int = RANK) -> list[Fit]:
     return [find_fit(base, device, rank=rank) for base in sorted(KNOWN_BASES, key=lambda base: -base.num_parameters)]
 
 
-def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK, which: str = "the known bases") -> str:
-    """The table of the bases, `which` in words, `->` before the largest that trains at the usual length, and what that choice means below."""
+def recommended(fits: Sequence[Fit], *, named: bool = False) -> Fit | None:
+    """What explore.py marks and train.py takes: of the bases that train at the usual length the largest, or, of those about as
+    large, the one that the team reported best; None if none trains.
+
+    Args:
+        fits: of the bases to choose among.
+        named: the user named them; else those with terms to accept or code to run are passed over.
+    """
+    usable = [fit for fit in fits if fit.trains and (named or not fit.base.caution)]
+    largest = max((fit.base.num_parameters for fit in usable), default=0)
+    near = [fit for fit in usable if fit.base.num_parameters >= ABOUT * largest]
+    return max(near, key=lambda fit: (fit.base.private or 0.0, fit.base.num_parameters), default=None)
+
+
+def passed_over(fits: Sequence[Fit], chosen: Fit | None) -> str:
+    """The bases that would train, about as large as the chosen one or larger, and why they are not taken unasked; "" if none."""
+    least = ABOUT * chosen.base.num_parameters if chosen else 0
+    others = [fit.base for fit in fits if fit.trains and fit.base.caution and fit.base.num_parameters >= least]
+    names = ", ".join(f"{base.name} ({base.caution})" for base in others)
+    return f"not taken unasked, for their terms: {names}" if names else ""
+
+
+def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK, named: bool = False) -> str:
+    """The table of the bases, `->` before the recommended one, and what that choice means below.
+
+    Args:
+        fits: the rows, the largest base first.
+        device: the card.
+        rank: of the LoRA.
+        named: the user named these bases; else they are all known ones.
+    """
     header = [
         "base",
         "verdict",
@@ -121,7 +158,7 @@ def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK, which: str =
         "score 2,048",
     ]
     header += ["public", "private"]
-    marked = next((fit for fit in fits if fit.trains), None)
+    marked = recommended(fits, named=named)
     rows = [
         [
             ("-> " if fit is marked else "   ") + fit.base.name + ("?" if fit.base.unverified else ""),
@@ -135,19 +172,29 @@ def fit_table(fits: list[Fit], device: Device, *, rank: int = RANK, which: str =
         ]
         for fit in fits
     ]
-    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device, rank, which)])
+    return "\n\n".join([markdown_table(header, rows, num_texts=2), _summary(fits, marked, device, rank, named), LEGEND])
 
 
-def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int, which: str) -> str:
+def _summary(fits: list[Fit], marked: Fit | None, device: Device, rank: int, named: bool) -> str:
+    which = "these bases" if named else "the known bases"
+    terms = "" if named else passed_over(fits, marked)
     if marked is None:
         smallest = fits[-1].base
+        if terms:
+            return (
+                f"Of {which} that train at {TYPICAL_TOKENS:,} tokens on {device.name} none is free of terms; {terms}."
+            )
         return (
             f"None of {which} trains at {TYPICAL_TOKENS:,} tokens in the {device.memory_gib:.1f} GiB of {device.name}; the smallest, "
             f"{smallest.name}, is {shortfall(smallest, device, rank=rank)}."
         )
-    lines = [f"{marked.base.name} is the largest of {which} that trains at {TYPICAL_TOKENS:,} tokens on {device.name}."]
-    above = fits[: fits.index(marked)]
-    if above:
+    larger = [fit for fit in fits if fit.base.num_parameters > marked.base.num_parameters]
+    near = any(fit.trains and (named or not fit.base.caution) for fit in larger)
+    what = "about as large as the largest, and the best reported," if near else "the largest"
+    lines = [f"{marked.base.name} is {what} of {which} that trains at {TYPICAL_TOKENS:,} tokens on {device.name}."]
+    if not named:
+        lines.append(f"train.py takes it here without --base{f'; {terms}' if terms else ''}.")
+    if above := [fit for fit in larger if not fit.trains]:
         lines.append(f"The next, {above[-1].base.name}, is {shortfall(above[-1].base, device, rank=rank)}.")
         helped = next((fit.base for fit in above[:-1] if remedies(fit.base, device, rank=rank)), None)
         if helped is not None:
@@ -224,24 +271,68 @@ def explain(base: KnownBase, device: Device, *, rank: int = RANK) -> str:
     return "\n".join(lines)
 
 
-def choose_base(device: Device, *, samples: bool) -> tuple[str, str]:
-    """The base when none is named, and why in one sentence."""
+def choose_base(device: Device, *, samples: bool, rank: int = RANK) -> tuple[str, str]:
+    """The base when none is named, the one that explore.py marks, and why in one sentence."""
     if samples:
         return "embedded", "the sample questions only show that everything works"
     if device.kind == "cpu":
         return "embedded", "there is no GPU; a 270M model is a stand-in, not a contender"
-    fits = [find_fit(base, device) for base in map(find_base, DEFAULT_BASES) if base is not None]
-    for fit in fits:
-        if fit.trains:
-            gib = fit.training[TYPICAL_TOKENS]
-            return (
-                fit.base.name,
-                f"the largest of the usual bases whose training (about {gib:.1f} GiB) fits {device.name}",
-            )
-    needed = fits[-1].training[TYPICAL_TOKENS]
+    fits = fit_all(device, rank=rank)
+    chosen = recommended(fits)
+    terms = f"; {found}" if (found := passed_over(fits, chosen)) else ""
+    if chosen is None:
+        needed = min(fit.training[TYPICAL_TOKENS] for fit in fits)
+        why = f"{device.name} has {device.memory_gib:.1f} GiB; the smallest of the known bases needs {needed:.1f}"
+        return "embedded", why + terms
+    gib = chosen.training[TYPICAL_TOKENS]
     return (
-        "embedded",
-        f"{device.name} has {device.memory_gib:.1f} GiB; the smallest of the usual bases needs {needed:.1f}",
+        chosen.base.name,
+        f"marked by explore.py: its training (about {gib:.1f} GiB with rank {rank}) fits {device.name}{terms}",
+    )
+
+
+def check_room(
+    base: str,
+    device: Device,
+    *,
+    rank: int,
+    nf4: bool,
+    tokens: int = TYPICAL_TOKENS,
+    offload_embedding: bool = False,
+) -> str:
+    """A warning if the training of a known base takes more than the device has, "" if it fits or the base is not known.
+
+    Args:
+        base: which base.
+        device: where it trains; on the CPU the machine's memory counts.
+        rank: of the LoRA.
+        nf4: the weights are quantised while loading.
+        tokens: of a prompt.
+        offload_embedding: the embedding lies in the machine's memory.
+
+    Raises:
+        InputError: the weights and the LoRA alone take more.
+    """
+    known = find_base(base)
+    if known is None:
+        return ""
+    in_nf4 = nf4 or known.is_quantized
+    estimate = peak(known, device, tokens=tokens, rank=rank, offload_embedding=offload_embedding, nf4=in_nf4)
+    there, where = device.memory_gib * GIB, device.name
+    if device.kind == "cpu":
+        there, where = machine_memory(), "this machine"
+    least = estimate.fixed + estimate.context
+    remedy = f"take a smaller base{'' if in_nf4 else ', or --quantization nf4'}"
+    if least > there:
+        raise InputError(
+            f"--base {base}: its weights and a LoRA of rank {rank} take {format_gib(least)} before the first prompt, {where} has "
+            f"{format_gib(there)}; {remedy}"
+        )
+    if estimate.needed <= there:
+        return ""
+    return (
+        f"{base} takes about {format_gib(estimate.needed)} to train on prompts of {tokens:,} tokens, {where} has {format_gib(there)}: it will "
+        "run out of memory, or swap; " + remedy
     )
 
 
@@ -257,13 +348,17 @@ def cost(base: str, device: Device, *, num_characters: int) -> str:
     if is_embedded(base):
         rate = 110.0 if device.kind == "cpu" else 20_000.0  # measured on 2 cores: 110
         return f"nothing to download; training about {max(1.0, tokens / rate / 60):.0f} minutes"
-    known, largest = find_base(base), find_base(DEFAULT_BASES[0])
-    if known is None or largest is None:
+    known = find_base(base)
+    if known is None:
         return "size and time of this base are not known; it is downloaded unless it is in the Hugging Face cache"
-    # Tokens a second of the 32B with Unsloth: measured on an H100, reported by teams for a V100, between them guessed.
-    rate = 2200.0 if device.capability >= (9, 0) else 900.0 if device.capability >= (8, 0) else 250.0
-    hours = tokens * known.shape.num_block_weights / largest.shape.num_block_weights / rate / 3600
     stored = known.num_parameters * 2.0
     if known.is_quantized:
         stored -= known.shape.num_block_weights * (2 - NF4_BYTES)
-    return f"download {stored / GIB:.0f} GiB unless cached; training about {hours:.1f} h (rough)"
+    work = 4 * tokens * known.shape.num_block_weights  # FLOP: forward, and backward to the activations
+    if device.kind == "cpu":
+        how_long = f"training at least {work / measured_flops() / 3600:.1f} h, by a matmul measured on {device.name}"
+    elif device.tflops is None:
+        how_long = f"how long training takes on {device.name} is not known"
+    else:
+        how_long = f"training about {work / (SHARE_OF_TFLOPS * device.tflops * 1e12) / 3600:.1f} h (rough)"
+    return f"download {stored / GIB:.0f} GiB unless cached; {how_long}"

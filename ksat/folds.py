@@ -1,4 +1,7 @@
-"""Folds of a file: whole passages, near-duplicates together, alike in choices, kinds and answers; the same for every base."""
+"""Folds of a file, and its validation split: whole passages, near-duplicates together.
+
+Folds are alike in choices, kinds and answers, and the same for every base.
+"""
 
 import csv
 import hashlib
@@ -82,6 +85,49 @@ def fold_rows(folds: Folds, fold: int) -> tuple[list[int], list[int]]:
     """Indices of the rows to train on and of those held out by this fold, each ascending."""
     held_out = [row for row, own in enumerate(folds.folds) if own == fold]
     return [row for row, own in enumerate(folds.folds) if own != fold], held_out
+
+
+def split_validation(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the training and of the validation rows, each ascending.
+
+    Rows of one passage stay together, and near-duplicates with them; the shares of 2- to 5-choice rows are kept (scikit-learn's
+    StratifiedGroupKFold). The result depends on the rows, not on their order in the file.
+
+    Args:
+        questions: all rows.
+        fraction: share of the rows to hold out, 0 (none) to 0.5.
+        seed: shuffles the passages.
+
+    Raises:
+        InputError: fraction out of range, or fewer than two passages to split (near-duplicates count as one).
+    """
+    if not 0 <= fraction <= 0.5:
+        raise InputError(f"--valid-fraction {fraction}: expected 0 (train on everything) to 0.5")
+    if fraction == 0:
+        return list(range(len(questions))), []
+    from sklearn.model_selection import StratifiedGroupKFold  # a second to import
+
+    order = sorted(range(len(questions)), key=lambda i: questions[i].id)
+    keys = passage_groups(questions)
+    groups = np.array([keys[i] for i in order])
+    strata = np.array([questions[i].num_choices for i in order])
+    num_passages = len(set(groups))
+    if num_passages < 2:
+        raise InputError(f"--valid-fraction {fraction}: {num_passages} passage can't be split; use --valid-fraction 0")
+    # Twenty small folds, of which as many are held out as the fraction asks for: finer than one fold of 1/fraction.
+    num_folds = min(20, num_passages, max(np.unique(strata, return_counts=True)[1]))
+    if num_folds < 2:
+        num_folds, strata = min(20, num_passages), np.zeros(len(order), dtype=int)
+    with warnings.catch_warnings():
+        # A number of choices that few rows have can't be in every fold, and need not be.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+        folds = [fold for _, fold in splitter.split(order, strata, groups) if len(fold)]
+    # Folds differ in size, so as many are held out as come nearest to the fraction of the rows; never all.
+    sizes = np.cumsum([len(fold) for fold in folds[:-1]])
+    num_held_out = int(np.argmin(np.abs(sizes - fraction * len(order)))) + 1
+    held_out = {order[i] for fold in folds[:num_held_out] for i in fold}
+    return [i for i in range(len(questions)) if i not in held_out], sorted(held_out)
 
 
 def write_folds(path: Path, folds: Folds) -> None:

@@ -18,6 +18,7 @@ from ksat.bases import find_base
 from ksat.devices import Device
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.errors import InputError
+from ksat.hub import did_you_mean, look_for_hub
 from ksat.language_model import Engine, LanguageModel
 from ksat.packing import Layout
 from ksat.runs import ADAPTER_FILE
@@ -159,6 +160,7 @@ class LoadSettings:
         share_prefixes: compute what prompts of a pack have in common once (transformers engine); not for a known base whose
             family is not tested so.
         offload_embedding: keep the embedding in the machine's memory (transformers engine).
+        flag: what named the base, for messages.
     """
 
     base: str
@@ -170,6 +172,7 @@ class LoadSettings:
     trust_remote_code: bool = False
     share_prefixes: bool = True
     offload_embedding: bool = False
+    flag: str = "--base"
 
 
 def base_path(base: str) -> str:
@@ -191,7 +194,7 @@ def _clear_memory_errors(base: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _clear_load_errors(base: str) -> Iterator[None]:
+def _clear_load_errors(base: str, flag: str) -> Iterator[None]:
     """Turns what a library's from_pretrained raises for an unknown, unreachable, damaged or unsupported base into one line.
 
     Nothing else may stand in it: fields that are missing or of another type make the libraries raise whatever comes of that,
@@ -199,6 +202,7 @@ def _clear_load_errors(base: str) -> Iterator[None]:
     """
     import torch
 
+    silent = look_for_hub(base)
     try:
         yield
     except torch.OutOfMemoryError:  # says nothing of the base
@@ -207,13 +211,17 @@ def _clear_load_errors(base: str) -> Iterator[None]:
         text = _first_line(error)
         if "trust_remote_code" in str(error):
             text = "it brings its own Python code; read it, then pass --trust-remote-code if you want to run it"
+        elif silent:
+            text = f"{silent}; from the cache: {text}"
         elif not isinstance(error, (OSError, ValueError)):  # those two the libraries write for users
             text = f"its files: {type(error).__name__}: {text}"
-        raise _unloadable(base, text) from error
+        raise _unloadable(base, text, flag) from error
 
 
-def _unloadable(base: str, text: str) -> InputError:
-    return InputError(f"--base {base}: can't be loaded ({text}); expected a hub name, a local folder or 'embedded'")
+def _unloadable(base: str, text: str, flag: str) -> InputError:
+    return InputError(
+        f"{flag} {base}: can't be loaded ({text}); {did_you_mean(base)}expected a hub name, a local folder or 'embedded'"
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -221,20 +229,20 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def load_config(base: str, *, trust_remote_code: bool = False) -> Any:
-    """The base's transformers config.
+def load_config(base: str, *, flag: str = "--base", trust_remote_code: bool = False) -> Any:
+    """The base's transformers config; `flag` named the base, for messages.
 
     Raises:
         InputError: unknown or unreachable base, or a config that can't be read.
     """
     from transformers import AutoConfig
 
-    with _clear_load_errors(base):
+    with _clear_load_errors(base, flag):
         return AutoConfig.from_pretrained(base_path(base), trust_remote_code=trust_remote_code)
 
 
-def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
-    """The base's tokenizer.
+def load_tokenizer(base: str, *, flag: str = "--base", trust_remote_code: bool = False) -> Any:
+    """The base's tokenizer; `flag` named the base, for messages.
 
     Raises:
         InputError: unknown or unreachable base.
@@ -243,11 +251,11 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> Any:
 
     path = base_path(base)
     if Path(path).is_dir() and not (Path(path) / "config.json").exists():
-        raise InputError(f"--base {base}: the folder has no config.json; expected a model in the Hugging Face layout")
-    with _clear_load_errors(base):
+        raise InputError(f"{flag} {base}: the folder has no config.json; expected a model in the Hugging Face layout")
+    with _clear_load_errors(base, flag):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer("1", add_special_tokens=False).input_ids:  # transformers makes up an empty one
-        raise _unloadable(base, "it has no tokenizer files")
+        raise _unloadable(base, "it has no tokenizer files", flag)
     return tokenizer
 
 
@@ -269,7 +277,7 @@ def load(
     from ksat.host_embedding import offload_embedding
 
     settings = replace(settings, share_prefixes=settings.share_prefixes and not _needs_rows(settings.base))
-    tokenizer = load_tokenizer(settings.base, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(settings.base, flag=settings.flag, trust_remote_code=settings.trust_remote_code)
     with _clear_memory_errors(settings.base):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
         if settings.offload_embedding:
@@ -378,7 +386,7 @@ def _load_transformers(settings: LoadSettings) -> Any:
     from ksat import attention
 
     path, dtype = base_path(settings.base), getattr(torch, settings.dtype)
-    config = load_config(settings.base, trust_remote_code=settings.trust_remote_code)
+    config = load_config(settings.base, flag=settings.flag, trust_remote_code=settings.trust_remote_code)
     text_config = config.get_text_config()
     if settings.share_prefixes:
         attention.require_served(settings.base, text_config)
@@ -392,7 +400,7 @@ def _load_transformers(settings: LoadSettings) -> Any:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    with _clear_load_errors(settings.base):
+    with _clear_load_errors(settings.base, settings.flag):
         found: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -407,7 +415,9 @@ def _load_transformers(settings: LoadSettings) -> Any:
         )
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):  # transformers draws them at random and goes on
-        raise _unloadable(settings.base, f"its weights lack {len(missing)} of the model's tensors, {missing[0]} first")
+        raise _unloadable(
+            settings.base, f"its weights lack {len(missing)} of the model's tensors, {missing[0]} first", settings.flag
+        )
     _compute_nf4_in(model, dtype)
     return model
 
@@ -429,14 +439,14 @@ def _load_unsloth(settings: LoadSettings) -> Any:
 
     from ksat.attention import require_served_by_unsloth
 
-    config = load_config(settings.base, trust_remote_code=settings.trust_remote_code)
+    config = load_config(settings.base, flag=settings.flag, trust_remote_code=settings.trust_remote_code)
     require_served_by_unsloth(settings.base, config.get_text_config())
     if settings.device.kind == "cuda":
         # For families without a fast forward of Unsloth's; only its own trainer would call this.
         from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
 
         enable_hf_packed_attention()
-    with _clear_load_errors(settings.base):
+    with _clear_load_errors(settings.base, settings.flag):
         model, _ = FastLanguageModel.from_pretrained(
             base_path(settings.base),
             # It cuts what is longer: the limit is the prompt's, and a choice's text stands behind it.

@@ -88,6 +88,18 @@ class ChoiceOrders:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a number such as 5, reverse, or random:5")
         return cls("random" if kind else "cyclic", int(count))
 
+    def at_most(self, questions: "Sequence[Question]") -> "ChoiceOrders":
+        """The same with no more orders than any of these questions has; says so where that is fewer than were asked for."""
+        size = max((question.num_choices for question in questions), default=1)
+        most = size if self.kind == "cyclic" else 2 if self.kind == "reverse" else math.factorial(size)
+        if self.count <= most:
+            return self
+        fewer = replace(self, count=most)
+        print(
+            f"--choice-orders {self.name}: {size} choices have {most} such orders; --choice-orders {fewer.name} is taken"
+        )
+        return fewer
+
     @property
     def name(self) -> int | str:
         """As it was asked for."""

@@ -16,7 +16,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ksat.errors import InputError, bad_rows, error_line, show
@@ -347,45 +346,3 @@ def passage_key(question: Question) -> str:
     """What rows of one passage have in common; rows without a passage stand alone."""
     text = "".join(question.passage.split())
     return hashlib.sha256(text.encode()).hexdigest() if text else f"id:{question.id}"
-
-
-def split_validation(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the validation rows, each ascending.
-
-    Rows of one passage stay together; the shares of 2- to 5-choice rows are kept (scikit-learn's
-    StratifiedGroupKFold). The result depends on the rows, not on their order in the file.
-
-    Args:
-        questions: all rows.
-        fraction: share of the rows to hold out, 0 (none) to 0.5.
-        seed: shuffles the passages.
-
-    Raises:
-        InputError: fraction out of range, or fewer than two passages to split.
-    """
-    if not 0 <= fraction <= 0.5:
-        raise InputError(f"--valid-fraction {fraction}: expected 0 (train on everything) to 0.5")
-    if fraction == 0:
-        return list(range(len(questions))), []
-    from sklearn.model_selection import StratifiedGroupKFold  # a second to import, and only training needs it
-
-    order = sorted(range(len(questions)), key=lambda i: questions[i].id)
-    groups = np.array([passage_key(questions[i]) for i in order])
-    strata = np.array([questions[i].num_choices for i in order])
-    num_passages = len(set(groups))
-    if num_passages < 2:
-        raise InputError(f"--valid-fraction {fraction}: {num_passages} passage can't be split; use --valid-fraction 0")
-    # Twenty small folds, of which as many are held out as the fraction asks for: finer than one fold of 1/fraction.
-    num_folds = min(20, num_passages, max(np.unique(strata, return_counts=True)[1]))
-    if num_folds < 2:
-        num_folds, strata = min(20, num_passages), np.zeros(len(order), dtype=int)
-    with warnings.catch_warnings():
-        # A number of choices that few rows have can't be in every fold, and need not be.
-        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
-        folds = [fold for _, fold in splitter.split(order, strata, groups) if len(fold)]
-    # Folds differ in size, so as many are held out as come nearest to the fraction of the rows; never all.
-    sizes = np.cumsum([len(fold) for fold in folds[:-1]])
-    num_held_out = int(np.argmin(np.abs(sizes - fraction * len(order)))) + 1
-    held_out = {order[i] for fold in folds[:num_held_out] for i in fold}
-    return [i for i in range(len(questions)) if i not in held_out], sorted(held_out)

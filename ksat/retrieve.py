@@ -8,7 +8,6 @@ question's own passage nothing comes back: it would tell the model what stands i
 """
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ksat.errors import InputError, exit_code
 from ksat.files import claim_outputs, csv_writer, require_no_input
 from ksat.flags import ArgumentParser, file_path, positive
 from ksat.kinds import find_kind
+from ksat.near_duplicates import letters_of
 from ksat.questions import Question, read_csv_rows, read_questions
 from ksat.tables import markdown_table
 
@@ -56,17 +56,13 @@ def is_same_passage(passage: str, text: str) -> bool:
     """Whether a text has the passage in it, or over half of either one's 4-character pieces in common with it.
 
     Blanks, punctuation and case count nothing. A passage of fewer than 20 letters is never found: every text on its subject
-    would have it.
+    would have it. near_duplicates asks more of an excerpt: here half of one gives the passage away, as where a corpus cuts it in two.
     """
-    whole, other = _letters(passage), _letters(text)
+    whole, other = letters_of(passage), letters_of(text)
     if len(whole) < SHORTEST_PASSAGE:
         return False
     left, right = _grams(whole), _grams(other)
     return whole in other or len(left & right) > OVERLAP * min(len(left), len(right))
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text).lower()
 
 
 def _grams(letters: str) -> set[str]:

@@ -133,6 +133,8 @@ SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
     "folds": or_none(whole(2)),
     "fold": or_none(whole(0)),
     "folds_sha256": or_none(SHA256),
+    "leave_out": or_none(TEXT),
+    "leave_out_sha256": or_none(SHA256),
     "context_when": (_is_context_rule, "a rule of --context-when"),
     "dtype": one_of("float32", "float16", "bfloat16"),
     "engine": one_of("unsloth", "transformers"),

@@ -1,6 +1,7 @@
 """Encoded questions -> the score and the probability of every choice, in the order in which they came."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -78,8 +79,12 @@ def score_questions(
     model.model.eval()
     by_key = {key: list(scores) for key, scores in (done or {}).items()}
     waiting = processes.share(plan_packs(questions, pack_tokens, layout=model.layout))
-    mine = [questions[row].key in by_key for rows in waiting for row in rows]
-    with progress_bar(progress, len(mine), sum(mine)) as bar:  # closed before an error's line
+    mine = [questions[row] for rows in waiting for row in rows]
+    left = Counter(
+        question.id for question in mine if question.key not in by_key
+    )  # orders that a question still waits for
+    num_mine = len({question.id for question in mine})
+    with progress_bar(progress, num_mine, num_mine - len(left)) as bar:  # closed before an error's line
         while waiting:
             rows = waiting.pop(0)
             # A pack counts as done as a whole: the rest is packed as it was before the interruption, and scores the same.
@@ -95,11 +100,12 @@ def score_questions(
                 torch.cuda.empty_cache()
                 continue
             fresh = _finite_scores(model, questions, pack, scores)
-            num_new = sum(key not in by_key for key in fresh)
+            new = Counter(questions[row].id for row in rows if questions[row].key not in by_key)
+            left -= new
             by_key.update(fresh)
             on_scored(fresh)
             bar.set_postfix({"memory": f"{peak_memory_gib():.1f} GiB"}, refresh=False)
-            bar.update(num_new)
+            bar.update(sum(question not in left for question in new))
     by_key = processes.join(by_key)
     table = np.full((len(questions), MAX_CHOICES), np.nan)
     for n, question in enumerate(questions):

@@ -12,10 +12,12 @@ import numpy as np
 from ksat.comparison import McNemar, holm, mcnemar
 from ksat.errors import InputError, bad_rows
 from ksat.exploration import Outcome
+from ksat.folds import split_validation
 from ksat.kinds import find_kind
 from ksat.metrics import Estimate, Metrics, compute_metrics, paired_difference, random_baseline
+from ksat.near_duplicates import passage_groups
 from ksat.predictions import FloatArray, IntArray, predicted_answers
-from ksat.questions import Question, passage_key, read_table, require_columns, split_validation
+from ksat.questions import Question, read_table, require_columns
 from ksat.tables import markdown_table
 
 SEED = 0  # of the halves A and B
@@ -80,7 +82,7 @@ def judge(questions: Sequence[Question], answers: Mapping[str, int]) -> Judged:
     pairs = [(question, answers[question.id]) for question in chosen]
     if bad := [(q.id, f"{answer} of {q.num_choices}") for q, answer in pairs if not 1 <= answer <= q.num_choices]:
         raise bad_rows("the answers", "lie beyond their question's choices", bad, "are they to the same questions?")
-    groups = tuple(map(passage_key, chosen))
+    groups = tuple(passage_groups(chosen))
     if len(set(groups)) < 2:
         raise InputError(
             f"{len(chosen)} of {len(questions)} questions have an answer, on {len(set(groups))} passages; bases are compared "

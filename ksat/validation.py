@@ -14,8 +14,9 @@ from ksat.errors import InputError
 from ksat.files import read_json, write_json
 from ksat.language_model import LanguageModel
 from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
+from ksat.near_duplicates import passage_groups
 from ksat.predictions import Predictions, write_probs
-from ksat.questions import Question, passage_key
+from ksat.questions import Question
 from ksat.run_folders import damaged_file, is_sealed, kept_epochs, seal
 from ksat.runs import SCALE_RANGE
 from ksat.scoring import FloatArray, choice_probs, score_questions
@@ -78,7 +79,7 @@ class Validation:
         self.chooses = chooses and bool(questions)
         self.scale_set = scale_set
         self.answers = np.array([question.answer for question in questions], dtype=np.int64)
-        self.groups = [passage_key(question) for question in questions]
+        self.groups = passage_groups(questions)
         self.path = folder / "progress.json"
         self.progress: dict[str, Any] = self._recall() if self.path.exists() else {}
 

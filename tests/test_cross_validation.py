@@ -19,7 +19,7 @@ import train
 from ksat import crossval
 from ksat.data_report import find_suspects
 from ksat.errors import InputError
-from ksat.files import read_json
+from ksat.files import file_sha256, read_json
 from ksat.folds import assign_folds, fold_rows
 from ksat.predictions import Predictions, read_probs, write_probs
 from ksat.questions import read_questions
@@ -247,6 +247,38 @@ def test_one_fold_and_rows_of_other_files_that_are_too_near(here: Path, capsys: 
     assert set(read_probs("checkpoints/one/validation.probs.csv").ids) == {questions[row].id for row in held_out}
 
 
+def test_rows_that_stand_in_another_file_are_left_out_of_training(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = read_questions("train.csv")
+    there = [replace(questions[i], id=f"test-{i}", passage=questions[i].passage + "!", answer=None) for i in (4, 9)]
+    write_questions(Path("test.csv"), there)
+    passages = {questions[i].passage for i in (4, 9)}
+    left = [q for q in questions if q.passage not in passages]
+    train.main(command("--valid-fraction", "0", "--leave-out", "test.csv", "--run", "apart", "--epochs", "1"))
+    out = capsys.readouterr().out
+    assert f"--leave-out test.csv: {18 - len(left)} of 18 training rows stand there as well and are left out" in out
+    assert f"questions: {len(left)} to train on, 0 to validate on" in out
+    settings = read_json(Path("checkpoints/apart/run.json"))["settings"]
+    assert settings["leave_out"] == "test.csv" and settings["leave_out_sha256"] == file_sha256(Path("test.csv"))
+    with pytest.raises(InputError, match="--leave-out train.csv: all 18 training rows stand there as well"):
+        train.main(command("--valid-fraction", "0", "--leave-out", "train.csv", "--run", "none"))
+    with pytest.raises(InputError, match="missing.csv: no such file"):
+        train.main(command("--leave-out", "missing.csv", "--run", "none"))
+    assert not Path("checkpoints/none").exists()
+
+
+def test_folds_stay_as_they_are_where_rows_are_left_out(here: Path) -> None:
+    questions = read_questions("train.csv")
+    settings = {"folds": 3, "fold": 1, "folds_sha256": None, "limit": None, "leave_out": None}
+    tables = [(Path("train.csv"), questions)]
+    trained, held_out, folds = train._split(tables, settings)
+    write_questions(Path("test.csv"), [trained[0], held_out[0]])
+    rest, same, again = train._split(tables, settings | {"leave_out": "test.csv"})
+    assert (same, again) == (held_out, folds)
+    assert rest == [row for row in trained if row.passage not in {trained[0].passage, held_out[0].passage}] != trained
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
@@ -260,6 +292,7 @@ def test_one_fold_and_rows_of_other_files_that_are_too_near(here: Path, capsys: 
         (["--folds", "3", "--fold", "0", "--valid-fraction", "0.1"], "held-out rows choose no epoch"),
         (["--folds", "3", "--fold", "0", "--patience", "2"], "held-out rows choose no epoch"),
         (["--folds", "40", "--all", "--run", "x"], "--folds 40: 18 questions on "),
+        (["--leave-out", "x.csv", "--data-report"], "--leave-out is for training"),
         (["--oof", "x.csv"], "--against and --oof are for --data-report"),
     ],
 )
@@ -289,6 +322,37 @@ def test_suspects_are_the_same_for_a_model_that_is_too_sure() -> None:
     assert 0 < len(found[0][0]) < (sharp[:, 0] < 0.05).sum()
 
 
+def test_the_report_has_all_duplicates_in_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same question apart from the same passage, and how many rows of the test they touch."""
+    sentences = [
+        "달은 지구를 돌며 밤을 밝힌다.",
+        "바다는 달을 따라 하루에 두 번 높아진다.",
+        "사람들은 그 때를 책에 적어 두었다.",
+    ]
+    passage = " ".join(sentences)
+    one = make_questions(1)[0]
+    rows = [replace(one, id="a", passage=passage), replace(one, id="b", passage=passage, question="지은이는?")]
+    tests = [
+        replace(one, id="t1", passage=passage + " 끝.", choices=one.choices[::-1], answer=None),
+        replace(one, id="t2", passage=passage + " 끝.", question="제목은?", answer=None),
+        replace(one, id="t3", passage=" ".join(reversed(sentences)), question="때는?", answer=None),
+    ]
+    copies = [replace(one, id=f"c{i}", passage=f"{'가나다라마바사아자차카'[i]}{i} " * 30) for i in range(11)]
+    write_questions(Path("train.csv"), [*rows, *copies])
+    write_questions(Path("test.csv"), [*tests, *[replace(row, id=f"t{row.id}", question="?") for row in copies]])
+    base = ["--train", "train.csv", "--base", str(base_folder()), "--data-report", "--max-tokens", "400"]
+    train.main([*base, "--against", "test.csv"])
+    out = capsys.readouterr().out
+    with Path("reports/train-duplicates.csv").open() as file:
+        found = [row for row in csv.DictReader(file) if row["file_a"] != row["file_b"]]
+    passages = {(row["id_a"], row["id_b"]) for row in found if row["same"] == "passage"}
+    assert passages == {("a", "t1"), ("a", "t3"), *((f"c{i}", f"tc{i}") for i in range(11))}
+    assert [(row["id_a"], row["id_b"]) for row in found if row["same"] == "question"] == [("a", "t1")]
+    (line,) = [line for line in out.splitlines() if line.startswith("| train.csv and test.csv")]
+    assert [cell.strip() for cell in line.split("|")[2:5]] == ["13", "14", "1"]
+    assert "wrote reports/train.md and reports/train-duplicates.csv" in out
+
+
 def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions = read_questions("train.csv")
     wrong = questions[3].id
@@ -306,6 +370,8 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| questions                        |        18 |        6 |        6 |" in out
     assert "1 of 18 given answers have an out-of-fold probability under 0.05 (at temperature " in out
     assert Path("reports/train.md").read_text() in out
+    with Path("reports/train-duplicates.csv").open() as file:
+        assert list(csv.DictReader(file)) == []
     with Path("reports/train-suspicious.csv").open() as file:
         (suspect,) = csv.DictReader(file)
     assert (suspect["id"], suspect["answer"]) == (wrong, str(questions[3].answer))
@@ -315,7 +381,10 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
         1e-15 ** (1 / temperature) / (size - 1) / (1 / (size - 1)) ** (1 / temperature), rel=0.2
     )
     train.main([*report, "--overwrite"])
-    assert os.listdir("reports") == ["train.md"]  # not beside suspects of an older report
+    assert sorted(os.listdir("reports")) == [
+        "train-duplicates.csv",
+        "train.md",
+    ]  # not beside suspects of an older report
     Path("reports/train.md").write_text("[user]\n{passage}{question}{question_plus}{choices}{labels}")
     with pytest.raises(InputError, match="reports/train.md is the input reports/train.md itself"):
         train.main([*report, "--overwrite", "--prompt", "reports/train.md"])

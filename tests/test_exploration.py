@@ -219,6 +219,9 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
         (["--gpu", "t4", "--offload-embedding"], "--offload-embedding: the table names it where it helps"),
         (["--gpu", "t4", "--bases", "a", "--explain", "b"], "--explain BASE is about one base"),
         (["--gpu", "t4", "--bases", ","], "an empty name"),
+        (["--gpu", "t4", "--gpu-memory", "16GiB"], "T4 16 GB has 14.6 GiB; give less, or leave --gpu out"),
+        (["--gpu", "t4", "--engine", "unsloth"], "--engine needs --score CSV"),
+        (["--gpu", "t4", "--no-share-prefixes"], "--share-prefixes needs --score CSV"),
         (
             ["--score", "valid.csv", "--bases", "a", "--leaderboard", "board.csv"],
             "is none of --bases; correct its name",
@@ -285,10 +288,17 @@ def test_the_fit_table_from_the_command_line(here: Path, capsys: pytest.CaptureF
     assert "parameters of rank 16" in capsys.readouterr().out
     explore.main(["--gpu", "h100", "--gpu-memory", "12GiB", "--bases", f"{base_folder()},Qwen/Qwen3-8B"])
     out = capsys.readouterr().out
-    assert "H100 80 GB, 12.0 GiB" in out
+    assert "H100 80 GB: 12.0 GiB, compute capability 9.0, bfloat16, 989 TFLOPS by its data sheet" in out
     assert "Qwen/Qwen3-8B is the largest of these bases that trains" in out
     assert f"{base_folder()} " in out
     assert "Qwen3-14B" not in out
+
+
+def test_a_card_of_a_size_is_planned_for_without_a_gpu(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    explore.main(["--gpu-memory", "12GiB"])
+    out = capsys.readouterr().out
+    assert out.startswith("a card of this size: 12.0 GiB, compute capability 8.0, bfloat16, ? TFLOPS")
+    assert "| -> " in out
 
 
 def test_without_a_gpu_a_network_or_a_whole_config(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,8 +308,8 @@ def test_without_a_gpu_a_network_or_a_whole_config(here: Path, capsys: pytest.Ca
     (cut / "config.json").write_text((base_folder() / "config.json").read_text()[:100])
     for flags, expected in (
         ([], "no GPU on this machine; name the card to plan for: --gpu t4|"),
-        (["--gpu", "t4", "--bases", "nobody/nothing"], "--base nobody/nothing: can't be loaded ("),
-        (["--gpu", "t4", "--bases", "cut"], "--base cut: can't be loaded ("),
+        (["--gpu", "t4", "--bases", "nobody/nothing"], "--bases nobody/nothing: can't be loaded ("),
+        (["--gpu", "t4", "--bases", "cut"], "--bases cut: can't be loaded ("),
     ):
         assert exit_code(lambda flags=flags: explore.main(flags)) == 2  # type: ignore[misc]
         captured = capsys.readouterr()

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 import compare
+import demo
 import ensemble
 import explore
 import inference
@@ -102,6 +103,15 @@ def test_what_is_no_flag_is_one_line_with_the_way_to_the_usage(
     assert line.startswith("error: unrecognized arguments: --nothing\\n\\x1b[31merror:x")
     name = f"-m ksat.{script.__name__.rpartition('.')[2]}" if script in (retrieve, soup) else ""
     assert line.endswith(f"python {name} --help" if name else "--help")
+
+
+def test_the_demo_helps_and_runs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--help"])
+    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **how: pytest.fail("a step ran"))
+    with pytest.raises(SystemExit) as stopped:
+        demo.main()
+    assert stopped.value.code == 0
+    assert "usage: demo.py" in capsys.readouterr().out
 
 
 def test_the_usage_is_named_as_it_is_called() -> None:

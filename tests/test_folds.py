@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import make_questions
 
 from ksat.errors import InputError
-from ksat.folds import assign_folds, fold_rows, write_folds
+from ksat.folds import assign_folds, fold_rows, split_validation, write_folds
 from ksat.kinds import find_kind
 from ksat.near_duplicates import near_duplicate_pairs, passage_groups
 from ksat.questions import Question, passage_key, read_questions
@@ -58,6 +58,16 @@ def test_a_planted_near_duplicate_never_falls_on_both_sides(plant: Callable[[str
     folds = assign_folds(questions, 5)
     fold_of = dict(zip(folds.ids, folds.folds, strict=True))
     assert all(fold_of[q.id] == fold_of[f"planted-{q.id}"] for q in LONG)
+
+
+@pytest.mark.parametrize("plant", PLANTERS)
+def test_no_validation_row_has_a_near_duplicate_in_training(plant: Callable[[str, random.Random], str]) -> None:
+    generator = random.Random(0)
+    planted = [replace(q, id=f"planted-{q.id}", passage=plant(q.passage, generator)) for q in LONG]
+    questions = [*SAMPLES, *planted]
+    train, valid = split_validation(questions, 0.2, seed=0)
+    trained = {questions[i].id.removeprefix("planted-") for i in train}
+    assert valid and not trained & {questions[i].id.removeprefix("planted-") for i in valid}
 
 
 def test_passages_of_their_own_stay_apart() -> None:

@@ -12,7 +12,7 @@ import pytest
 from fetch_tokenizers import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import make_tokenizer
+from tiny import make_questions, make_tokenizer
 
 from ksat.embedded import EMBEDDED, embedded_path
 from ksat.encoding import EncodedQuestion, Encoder
@@ -123,6 +123,28 @@ def test_numbers_of_the_passage_are_its_own() -> None:
 )
 def test_choices_that_carry_their_own_numbers(choices: tuple[str, ...], expected: bool) -> None:
     assert names_choices(replace(FIVE, choices=choices, answer=1)) is expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken", "said"),
+    [
+        ("99", 5, "--choice-orders 99: 5 choices have 5 such orders; --choice-orders 5 is taken\n"),
+        (
+            "random:999",
+            "random:120",
+            "--choice-orders random:999: 5 choices have 120 such orders; --choice-orders random:120 is",
+        ),
+        ("5", 5, ""),
+        ("reverse", "reverse", ""),
+    ],
+)
+def test_more_orders_than_there_are(
+    asked: str, taken: int | str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = make_questions(4)  # of four and five choices
+    assert ChoiceOrders.parse(asked).at_most(questions).name == taken
+    assert capsys.readouterr().out.startswith(said)
+    assert ChoiceOrders.parse("5").at_most(questions[:1]).name == 4
 
 
 def cyclic(count: int) -> ChoiceOrders:

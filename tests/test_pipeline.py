@@ -209,10 +209,10 @@ def test_validation_rows_come_from_the_first_file_and_their_passages_from_no_oth
     held_out = {row["id"] for row in read_rows(Path("checkpoints/full/validation.probs.csv"))}
     questions = read_questions("data/train.csv")
     leaking = [replace(q, id=f"copy-{q.id}", question="같은 지문") for q in questions if q.id in held_out]
-    extra = write_questions(tmp_path / "extra.csv", [*leaking, *make_questions(4, first=80)])
+    extra = write_questions(tmp_path / "extra.csv", [*leaking, *make_questions(4, first=100)])
     run_train("--train", "data/train.csv", str(extra), "--run", "two", "--epochs", "1")
     printed = capsys.readouterr().out
-    assert f"{len(leaking)} rows of other files share a passage with a validation row and are left out" in printed
+    assert f"{len(leaking)} rows of other files have a passage too near to a held-out one and are left out" in printed
     assert f"questions: {16 - len(held_out) + 4} to train on, {len(held_out)} to validate on" in printed
     assert {row["id"] for row in read_rows(Path("checkpoints/two/validation.probs.csv"))} == held_out
     assert len(read_json(Path("checkpoints/two/run.json"))["data"]) == 2
@@ -389,6 +389,19 @@ def test_a_resumed_run_keeps_how_it_is_computed(here: Path, monkeypatch: pytest.
     run_train("--run", "kept", "--resume")
     settings = read_json(Path("checkpoints/kept/run.json"))["settings"]
     assert (settings["pack_tokens"], settings["engine"], settings["dtype"]) == (300, "transformers", "float32")
+
+
+def test_more_shots_or_orders_than_there_are_are_recorded_as_what_was_done(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--shots", "500", "--choice-orders", "99", "--limit", "1"]
+    run_inference("--base", str(base_folder()), *flags, "--out", str(tmp_path / "all"))
+    num_rows, size = len(read_questions("data/train.csv")), read_questions("data/test.csv")[0].num_choices
+    report = read_json(tmp_path / "all.probs.json")
+    assert (report["shots"], report["choice_orders"]) == (num_rows, size)
+    out = capsys.readouterr().out
+    assert f"--shots 500: data/train.csv has {num_rows} questions; --shots {num_rows} is taken" in out
+    assert f"--choice-orders 99: {size} choices have {size} such orders" in out
 
 
 def test_the_sidecar_says_where_the_shots_came_from(here: Path, tmp_path: Path) -> None:
@@ -576,6 +589,8 @@ INFERENCE_REFUSALS = {
     "another limit": (["--ckpt", "checkpoints/full", "--max-tokens", "9"], r"--max-tokens 9: .* says 4096"),
     "other weights": (["--ckpt", "checkpoints/full", "--quantization", "nf4"], r"--quantization nf4: .* says none"),
     "another prompt": (["--ckpt", "checkpoints/full", "--prompt", "p.txt"], r"--prompt and --shots are for untuned bases"),
+    "shots from a file": (["--ckpt", "checkpoints/full", "--train", "data/train.csv"], r"--train is where shots come from; give --shots N"),
+    "no shots from a file": (["--base", "embedded", "--train", "data/train.csv"], r"--train is where shots come from; give --shots N"),
     "shots": (["--ckpt", "checkpoints/full", "--shots", "2"], r"--prompt and --shots are for untuned bases"),
     "no test": (["--ckpt", "checkpoints/full", "--out", "new", "--test", "nowhere.csv"], r"nowhere.csv: no such file"),
     "output exists": (["--ckpt", "checkpoints/full", "--out", "full"], r"submissions/full.*csv and .* exist already; .*--overwrite"),

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ksat.errors import InputError
-from ksat.questions import Question, passage_key, read_questions, read_table, split_validation
+from ksat.folds import split_validation
+from ksat.questions import Question, passage_key, read_questions, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ["id", "paragraph", "problems", "question_plus"]

@@ -12,6 +12,7 @@ import pytest
 
 from ksat import questions as room
 from ksat.errors import InputError
+from ksat.folds import split_validation
 from ksat.questions import (
     Question,
     passage_key,
@@ -20,7 +21,6 @@ from ksat.questions import (
     read_table,
     require_columns,
     require_unique_ids,
-    split_validation,
 )
 
 FORM = "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}"

@@ -1,5 +1,6 @@
 """Scoring with a model that looks its scores up: what is scored in which pack, what is averaged, what the bar shows."""
 
+import contextlib
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +139,32 @@ def test_a_pack_that_is_done_is_left_out_and_one_that_is_half_done_is_scored_who
     assert bars[1].seen[0] == ("validation", 4, 0)
     assert bars[1].seen[1::2] == [({"memory": "1.2 GiB"}, False)] * 2 + ["closed"]
     assert bars[1].seen[2::2] == [2, 2]
+
+
+def test_orders_of_a_question_count_as_one_in_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    TABLE.clear()
+    rows = [question("a", 2, [0.0] * 2, order) for order in range(2)] + [
+        question("b", 2, [0.0] * 2, k) for k in range(2)
+    ]
+    seen: list[Any] = []
+
+    class Bar(contextlib.nullcontext):  # type: ignore[type-arg]
+        def __init__(self, *about: Any) -> None:
+            super().__init__(self)
+            seen.append(about)
+
+        def set_postfix(self, *_: Any, **how: Any) -> None:
+            pass
+
+        def update(self, number: int) -> None:
+            seen.append(number)
+
+    monkeypatch.setattr(scoring, "progress_bar", Bar)
+    score(Looked(rows), rows)
+    assert seen[0] == ("scoring", 2, 0) and sum(seen[1:]) == 2
+    seen.clear()
+    score(Looked(rows), rows, done={rows[0].key: [0.0] * 2, rows[1].key: [0.0] * 2, rows[2].key: [0.0] * 2})
+    assert seen == [("scoring", 2, 1), 1]
 
 
 @pytest.mark.parametrize(("overflow", "where"), [(None, "the head"), ("layer 3", "layer 3")])
