@@ -71,10 +71,12 @@ def _table() -> str:
 
     from ksat.files import read_json
     from ksat.metrics import (
+        MOST_FREQUENT,
         compute_metrics,
         format_difference,
         format_table,
         paired_difference,
+        position_probs,
         random_baseline,
         scaled_probs,
     )
@@ -96,7 +98,9 @@ def _table() -> str:
         "fine-tuned, nf4": files["-nf4"].probs,
         "blend of the two": files[""].probs,
     }
+    positions = read_json(Path("checkpoints/demo-fp32/run.json"))["settings"]["answer_positions"]
     probs = {
+        MOST_FREQUENT: position_probs(positions, untuned.num_choices),
         "choices without passage and question": files["-choices-only"].probs,
         "untuned base": untuned.probs,
         f"untuned base, scale {scale:.2f} from validation": fitted,
@@ -113,7 +117,7 @@ def _table() -> str:
         format_difference(name, paired_difference(table, fitted, answers, groups)) for name, table in tuned.items()
     ]
     chance = float(np.mean(1 / untuned.num_choices))
-    low = rows[1][1].accuracy.low
+    low = dict(rows)["choices without passage and question"].accuracy.low
     verdict = (
         "within its interval of chance"
         if low is not None and low <= chance

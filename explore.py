@@ -227,12 +227,16 @@ def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
 
 def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", judged: "Judged") -> None:
     """Prints the result and writes it as CSV, Markdown and picture."""
+    import numpy as np
     import pandas as pd
 
     from ksat.files import write_atomic, write_text
+    from ksat.metrics import count_positions
+    from ksat.questions import read_questions
     from ksat.standings import (
         compare_pairs,
         pairs_table,
+        position_row,
         ranking,
         recommend,
         standings_records,
@@ -241,13 +245,18 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     )
 
     pairs, uniform = compare_pairs(rows, judged), uniform_row(judged)
-    parts = [standings_table(rows, uniform)]
+    baselines = [uniform]
+    if settings.train:
+        trained = read_questions(settings.train, labelled=True)
+        sizes, answers = np.array([(q.num_choices, q.answer) for q in trained]).T
+        baselines.append(position_row(judged, count_positions(sizes, answers)))
+    parts = [standings_table(rows, baselines)]
     if pairs:
         parts.append(pairs_table(pairs))
     parts.append(recommend(rows, pairs, uniform))
     text = "\n\n".join(parts)
     print(f"\n{text}")
-    records = pd.DataFrame(standings_records([*rows, uniform]))
+    records = pd.DataFrame(standings_records([*rows, *baselines]))
     table, markdown, picture = (settings.folder / name for name in RESULTS)
     write_atomic(table, lambda beside: records.to_csv(beside, index=False))
     title = f"{len(judged.questions)} questions of {settings.questions.name}, {'fine-tuned' if settings.train else 'untuned'}"

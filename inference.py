@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 from ksat.context import NO_CONTEXT, ContextRule
 from ksat.errors import InputError, exit_code
 from ksat.flags import (
+    KINDS_HELP,
     ArgumentParser,
     add_engine_flags,
     data_file,
     file_name,
+    kinds_file,
     not_negative,
     path_text,
     positive,
     require_label,
 )
+from ksat.kinds import WORDING
 from ksat.orders import ONE_ORDER, ChoiceOrders
 
 if TYPE_CHECKING:
@@ -101,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--answers", type=file_name, metavar="CSV", help="gold answers, to print metrics; not needed if --test has them"
     )
+    add("--kinds", type=file_name, metavar="FILE|wording", help=KINDS_HELP)
     add("--limit", type=positive, metavar="N", help="score the first N questions")
     add(
         "--out",
@@ -119,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     from ksat import processes
     from ksat.context import take_context
     from ksat.devices import open_device
-    from ksat.files import claim_outputs
+    from ksat.files import claim_outputs, file_sha256
     from ksat.journal import Journal
     from ksat.predictions import submission_paths, write_predictions
     from ksat.questions import read_questions
@@ -130,14 +134,16 @@ def main(argv: list[str] | None = None) -> None:
     shots = _shots(args)
     setup = _setup(args, device, run)
     require_label(args.choice_orders, setup["score_by"])
-    questions = read_questions(test)[: args.limit]
+    questions = read_questions(test, kinds=setup["kinds"])[: args.limit]
     args.choice_orders = args.choice_orders.at_most(questions)
     if args.debias and (setup["score_by"] != "label" or args.choice_orders.count > 1):
         raise InputError(
             "--debias pride: it corrects digits in one order of the choices; leave out --choice-orders, and score by label"
         )
     paths = submission_paths(args.out or _default_name(args, test))
-    inputs = [test, args.answers, args.train, args.prompt]
+    kinds = kinds_file(setup["kinds"])
+    setup["kinds_sha256"] = file_sha256(kinds) if kinds else None
+    inputs = [test, args.answers, args.train, args.prompt, kinds]
     claim = claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args))
     with claim if processes.is_main() else contextlib.nullcontext() as outputs:
         questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
@@ -148,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
             write_predictions(outputs, predictions, report, before_done=lambda: Journal.remove(journal))
             print(f"wrote {paths.probs} and {paths.submission}: {len(predictions.ids)} questions")
     if gold is not None:
-        _print_metrics(predictions, questions, gold)
+        _print_metrics(predictions, questions, gold, run)
 
 
 def _gold(args: argparse.Namespace, test: Path, questions: "list[Question]") -> "IntArray | None":
@@ -195,7 +201,7 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
             "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "data": [], "shots": args.shots,
-            "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name,
+            "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name, "kinds": args.kinds,
         }  # fmt: skip
     for name in ("base", "score_by", "max_tokens", "quantization"):
         given, inherited = getattr(args, name), getattr(run, name)
@@ -224,6 +230,8 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
         "shots": 0,
         "rank": run.settings["rank"],
         "context_when": rule,
+        # A file of kinds names the training rows; that their number of choices tells nothing holds for the test as well.
+        "kinds": args.kinds or (WORDING if run.settings.get("kinds") == WORDING else None),
     }
 
 
@@ -236,6 +244,7 @@ def _default_name(args: argparse.Namespace, test: Path) -> str:
         args.prompt and Path(args.prompt).stem,
         args.max_tokens and not args.ckpt and f"{args.max_tokens}-tokens",
         args.context_when and f"context-{args.context_when.name}",
+        args.kinds and f"kinds-{Path(args.kinds).stem}",
         args.shots and f"{args.shots}-shots",
         args.shots and args.train and f"of-{Path(args.train).stem}",
         args.choice_orders.count > 1 and f"orders-{args.choice_orders.name}",
@@ -408,12 +417,18 @@ def _shots(args: argparse.Namespace) -> "tuple[Path, list[Question]] | None":
     return source, pool
 
 
-def _print_metrics(predictions: "Predictions", questions: "list[Question]", gold: "IntArray") -> None:
-    from ksat.metrics import compute_metrics, format_table, random_baseline
+def _print_metrics(
+    predictions: "Predictions", questions: "list[Question]", gold: "IntArray", run: "Run | None"
+) -> None:
+    from ksat.metrics import MOST_FREQUENT, compute_metrics, format_table, position_probs, random_baseline
     from ksat.near_duplicates import passage_groups
 
-    metrics = compute_metrics(predictions.probs, gold, passage_groups(questions))
-    print(format_table([("uniform guess", random_baseline(predictions.num_choices, gold)), ("this model", metrics)]))
+    groups = passage_groups(questions)
+    rows = [("uniform guess", random_baseline(predictions.num_choices, gold))]
+    if run and (positions := run.settings.get("answer_positions")):  # a soup's training rows are not known
+        by_position = position_probs(positions, predictions.num_choices)
+        rows.append((MOST_FREQUENT, compute_metrics(by_position, gold, groups)))
+    print(format_table([*rows, ("this model", compute_metrics(predictions.probs, gold, groups))]))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,12 @@ from ksat.context import ContextRule
 from ksat.errors import InputError, exit_code
 from ksat.files import require_name
 from ksat.flags import (
+    KINDS_HELP,
     ArgumentParser,
     add_engine_flags,
     data_file,
     file_name,
+    kinds_file,
     not_negative,
     number,
     positive,
@@ -57,7 +59,7 @@ DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
     "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None, "context_when": "none",
-    "leave_out": None,
+    "leave_out": None, "kinds": None,
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
@@ -94,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="who gets its text of the column 'context' into the prompt: all, kind=knowledge, kind=reading, short:N (passages "
         "under N characters) or none (default: none)",
     )
+    add("--kinds", type=file_name, metavar="FILE|wording", help=KINDS_HELP)
     add(
         "--limit",
         type=positive,
@@ -228,22 +231,29 @@ def main(argv: list[str] | None = None) -> None:
 
 def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     """Trains one run; `held` keeps its lock, from before anything of it is read until it is complete."""
+    import numpy as np
+
     from ksat import processes
     from ksat.context import take_context
     from ksat.devices import open_device
+    from ksat.metrics import count_positions
     from ksat.questions import read_questions
 
     run = held.enter_context(claim_run(args.run)) if args.run and processes.is_main() else None
     folder = _choose_folder(args, run) if run else None
     stored = _stored_settings(args)
     files, are_samples = _training_files(args, stored)
-    tables = [(path, read_questions(path, labelled=True)) for path in files]
+    kinds = args.kinds or stored.get("kinds")
+    tables = [(path, read_questions(path, labelled=True, kinds=kinds)) for path in files]
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
     settings = _resolve(args, stored, files, device, are_samples, [row for _, rows in tables for row in rows])
     rule = ContextRule(settings["context_when"])
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
     train_rows, valid_rows, folds = _split(tables, settings)
+    settings["answer_positions"] = count_positions(
+        np.array([row.num_choices for row in train_rows]), np.array([row.answer for row in train_rows])
+    )
     if run is None and processes.is_main():
         run = held.enter_context(claim_fresh_run(_default_name(settings)))
         folder = run.place
@@ -326,6 +336,7 @@ def _train(
         score_by=settings["score_by"],
         pack_tokens=settings["pack_tokens"],
         patience=settings["patience"],
+        positions=settings["answer_positions"],
         chooses=settings["folds"] is None,
         scale_set=lambda: [encoder.encode(row) for row in _scale_rows(train_rows)],
     )
@@ -397,14 +408,18 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
         own.add_argument(flag, action="store_true")
     flags = own.parse_known_args(argv)[1]
     own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
-    read = [*files, *(Path(file) for file in (args.prompt, args.leave_out) if file)]
+    read = [
+        *files,
+        *(Path(file) for file in (args.prompt, args.leave_out) if file),
+        *filter(None, [kinds_file(args.kinds)]),
+    ]
     key = {
         "flags": own.parse_known_args(argv)[1],
         "files": {str(path): file_sha256(path) for path in read},
         "base": identify_local(args.base or ""),
     }
     plan = CrossValidation(args.run, args.folds, tuple(flags), key, CHECKPOINTS)
-    cross_validate(plan, files[0], limit=args.limit, overwrite=args.overwrite)
+    cross_validate(plan, files[0], limit=args.limit, overwrite=args.overwrite, kinds=args.kinds)
 
 
 def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
@@ -422,7 +437,7 @@ def _report_data(args: argparse.Namespace, files: list[Path]) -> None:
     test = Path(args.against) if args.against else DEFAULT_TEST if DEFAULT_TEST.exists() else None
     oof = Path(args.oof) if args.oof else None
     limits = {"limit": args.limit, "overwrite": args.overwrite}
-    write_report(REPORTS, files, encoder, base, test=test, oof=oof, prompt=args.prompt, **limits)
+    write_report(REPORTS, files, encoder, base, test=test, oof=oof, prompt=args.prompt, kinds=args.kinds, **limits)
 
 
 def _stored_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -479,9 +494,12 @@ def _resolve(
         settings[name] = given if given is not None else stored.get(name, default)
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
+    kinds = kinds_file(settings["kinds"])
+    settings["kinds_sha256"] = file_sha256(kinds) if kinds else None
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
     settings["leave_out_sha256"] = file_sha256(Path(settings["leave_out"])) if settings["leave_out"] else None
     settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
+    settings["answer_positions"] = stored.get("answer_positions")  # known once the rows are split
     if settings["folds"]:
         settings["valid_fraction"] = 0.0
     if settings["alpha"] is None:

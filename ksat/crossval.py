@@ -17,14 +17,22 @@ from ksat.errors import InputError, show
 from ksat.files import claim_outputs, lock, read_json, text_writer, to_json, write_json
 from ksat.folds import assign_folds
 from ksat.kinds import find_kind
-from ksat.metrics import Metrics, compute_metrics, format_table, random_baseline
+from ksat.metrics import (
+    MOST_FREQUENT,
+    Metrics,
+    compute_metrics,
+    count_positions,
+    format_table,
+    position_probs,
+    random_baseline,
+)
 from ksat.near_duplicates import passage_groups
 from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, probs_writer, read_probs
 from ksat.questions import Question, read_questions
 from ksat.run_folders import next_step, require_replaceable
 from ksat.runs import read_run
 
-_FOLDS_OWN = ("fold", "best_epoch", "pack_tokens")  # settings that may differ from fold to fold
+_FOLDS_OWN = ("fold", "best_epoch", "pack_tokens", "answer_positions")  # settings that may differ from fold to fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,9 @@ class CrossValidation:
         return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
 
 
-def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, overwrite: bool) -> None:
+def cross_validate(
+    plan: CrossValidation, file: Path, *, limit: int | None, overwrite: bool, kinds: str | None = None
+) -> None:
     """Trains every fold, writes submissions/<run>-oof.probs.csv in the order of the file, and prints its figures.
 
     Args:
@@ -73,13 +83,14 @@ def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, over
         file: the questions that are cut into folds.
         limit: its first so many rows alone.
         overwrite: replace what an earlier call has left, one by one as the new is complete.
+        kinds: of read_questions.
 
     Raises:
         InputError: see train_folds and join_folds; or the file can't be cut into so many folds, or the out-of-fold file is
             of something else, or another process is at work.
     """
-    questions = read_questions(file, labelled=True)[:limit]
-    assign_folds(questions, plan.num_folds)  # what can't be cut is said before anything is trained
+    questions = read_questions(file, labelled=True, kinds=kinds)[:limit]
+    folds = assign_folds(questions, plan.num_folds)  # what can't be cut is said before anything is trained
     report_path = plan.oof.with_suffix(".json")
     with lock(plan.mark, "cross-validation"):
         replaced = _start(plan, overwrite=overwrite)
@@ -92,7 +103,7 @@ def cross_validate(plan: CrossValidation, file: Path, *, limit: int | None, over
             predictions, report = join_folds(plan, questions)
             outputs.write([probs_writer(predictions), text_writer(to_json(report))])
         _note(plan, [])
-    table = format_table(fold_metrics(predictions, questions))
+    table = format_table(fold_metrics(predictions, questions, folds.folds))
     print(f"\n{table}\n\nwrote {plan.oof}: {len(questions)} rows, each scored by the run that did not train on it")
 
 
@@ -223,12 +234,26 @@ def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Pr
     return Predictions(tuple(question.id for question in questions), probs), report
 
 
-def fold_metrics(predictions: Predictions, questions: Sequence[Question]) -> list[tuple[str, Metrics]]:
-    """Named figures of out-of-fold probabilities: the uniform guess, all rows, and those of either kind."""
+def fold_metrics(
+    predictions: Predictions, questions: Sequence[Question], folds: Sequence[int]
+) -> list[tuple[str, Metrics]]:
+    """Named figures of out-of-fold probabilities: the guesses that read nothing, all rows, and those of either kind.
+
+    Args:
+        predictions: (N, 5) out of fold.
+        questions: N labelled ones, in the same order.
+        folds: (N,) the fold that holds out each; the others' answers say which position is the most frequent.
+    """
     answers: IntArray = np.array([question.answer_index + 1 for question in questions], dtype=np.int64)
     groups = passage_groups(questions)
     kinds = np.array([find_kind(question) for question in questions])
-    rows = [("uniform guess", random_baseline(predictions.num_choices, answers))]
+    sizes, own = predictions.num_choices, np.array(folds)
+    by_position = np.empty_like(predictions.probs)
+    for fold in set(folds):
+        others = own != fold
+        by_position[~others] = position_probs(count_positions(sizes[others], answers[others]), sizes[~others])
+    rows = [("uniform guess", random_baseline(sizes, answers))]
+    rows.append((MOST_FREQUENT, compute_metrics(by_position, answers, groups)))
     rows.append(("out of fold", compute_metrics(predictions.probs, answers, groups)))
     for kind in ("reading", "knowledge"):
         chosen = np.flatnonzero(kinds == kind)

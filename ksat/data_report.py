@@ -13,13 +13,16 @@ from ksat.calibration import fit_temperature, tempered
 from ksat.encoding import Encoder
 from ksat.errors import bad_rows
 from ksat.files import claim_outputs, remove_all, text_writer
+from ksat.flags import kinds_file
 from ksat.kinds import find_kind
+from ksat.metrics import count_positions
 from ksat.near_duplicates import letters_of, near_duplicate_pairs, passage_groups
-from ksat.predictions import Predictions, read_probs
+from ksat.predictions import IntArray, Predictions, read_probs
 from ksat.questions import Question, passage_key, read_questions
 from ksat.tables import markdown_table
 
 SUSPICIOUS = 0.05  # out-of-fold probability of the given answer
+SKEWED = 0.01  # p-value of a position that is right too often, for a file
 SHOWN = 10  # rows of a list; the CSV has all
 
 
@@ -69,6 +72,9 @@ def report(files: Sequence[tuple[Path, Sequence[Question]]], encoder: Encoder, b
     """
     names = [path.name for path, _ in files]
     parts = ["# What is in the data", _counts(names, [rows for _, rows in files])]
+    parts += [
+        text for path, rows in files for text in (_kinds_text(path.name, rows), _skew_text(path.name, rows)) if text
+    ]
     parts.append(f"## Lengths\nTokens of whole prompts by the tokenizer of {base}, limit {encoder.max_tokens:,}.\n")
     parts.append(_lengths(names, [rows for _, rows in files], encoder))
     parts.append(
@@ -106,6 +112,46 @@ def _counts(names: Sequence[str], files: Sequence[Sequence[Question]]) -> str:
         for answer in range(1, size + 1)
     ]
     return f"\n{markdown_table(['', *names], lines + answers)}\n"
+
+
+def _kinds_text(name: str, rows: Sequence[Question]) -> str:
+    """Says where the number of choices decides who counts as reading."""
+    if not any(question.kind_hint for question in rows):
+        return ""
+    return (
+        f"{name}: where no column tells, four choices count as knowledge (KMMLU, MMMLU) and five as reading (college entrance exam, "
+        "KLUE), as in the competition's files; --kinds wording goes by the wording instead.\n"
+    )
+
+
+def _skew_text(name: str, rows: Sequence[Question]) -> str:
+    """Names the positions that are right in clearly more rows than chance, for a model may learn them and read nothing.
+
+    An exact binomial test of every position, corrected (Bonferroni) for the positions of all numbers of choices.
+    """
+    from scipy.stats import binomtest
+
+    counts = count_positions(*_sizes_and_answers(rows))
+    num_tests = sum(map(len, counts.values()))
+    found = [
+        f"answer {place} is right in {right / sum(places):.3f} of the {sum(places):,} rows of {size} choices"
+        for size, places in counts.items()
+        for place, right in enumerate(places, start=1)
+        if binomtest(right, sum(places), 1 / int(size), alternative="greater").pvalue * num_tests < SKEWED
+    ]
+    if not found:
+        return ""
+    return (
+        f"**{name}: {'; '.join(found)}**, more than chance. A model may learn the place and not the content: train with "
+        "--choice-orders K, K up to the number of choices, so that every place is right as often.\n"
+    )
+
+
+def _sizes_and_answers(rows: Sequence[Question]) -> tuple[IntArray, IntArray]:
+    """(n,) number of choices and (n,) answers of the labelled rows."""
+    labelled = [question for question in rows if question.answer is not None]
+    sizes, answers = ([getattr(question, name) for question in labelled] for name in ("num_choices", "answer"))
+    return np.array(sizes, dtype=np.int64), np.array(answers, dtype=np.int64)
 
 
 def _num_doubled(rows: Sequence[Question]) -> int:
@@ -203,6 +249,7 @@ def write_report(
     test: Path | None,
     oof: Path | None,
     prompt: str | None,
+    kinds: str | None,
     limit: int | None,
     overwrite: bool,
 ) -> None:
@@ -216,6 +263,7 @@ def write_report(
         test: questions to compare with, without labels.
         oof: out-of-fold probabilities of the first file.
         prompt: file of the encoder's wording, if it has one.
+        kinds: of read_questions.
         limit: the first so many rows of each file alone.
         overwrite: replace a report that is there.
 
@@ -226,12 +274,16 @@ def write_report(
     suspects_path = folder / f"{files[0].stem}-suspicious.csv"
     duplicates_path = folder / f"{files[0].stem}-duplicates.csv"
     paths = [*([] if oof is None else [suspects_path]), duplicates_path, report_path]
-    command = (files, base, test, oof, prompt, limit)
+    command = (files, base, test, oof, prompt, kinds, limit)
     with claim_outputs(
-        paths, inputs=[*files, test, oof, prompt], overwrite=overwrite, command=command, flag="--train file"
+        paths,
+        inputs=[*files, test, oof, prompt, kinds_file(kinds)],
+        overwrite=overwrite,
+        command=command,
+        flag="--train file",
     ) as outputs:
         stale = [suspects_path] if outputs.are_ours and oof is None else []
-        tables = [(path, read_questions(path)[:limit]) for path in [*files, *([test] if test else [])]]
+        tables = [(path, read_questions(path, kinds=kinds)[:limit]) for path in [*files, *([test] if test else [])]]
         text, duplicates = report(tables, encoder, base)
         writers = [_table_writer(duplicates)]
         if oof is not None:

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from ksat.errors import EXIT_BAD_INPUT, InputError, error_line
+from ksat.kinds import WORDING
 from ksat.memory import parse_memory
 from ksat.orders import ChoiceOrders
 
+KINDS_HELP = (
+    "who says whether a question is reading or knowledge, before the file's columns kind and source: a CSV id,kind; or wording, which "
+    "takes the number of choices for no hint (default: where four and five choices tell them apart, their number, else the wording)"
+)
 LONGEST_PART, LONGEST_PATH = 255, 4095  # bytes, on Linux
 
 
@@ -148,6 +153,11 @@ def path_list(text: str) -> str:
     for part in text.split(","):
         path_text(part)
     return text
+
+
+def kinds_file(kinds: str | None) -> Path | None:
+    """The file that --kinds names, if it names one."""
+    return None if kinds in (None, WORDING) else Path(kinds)
 
 
 def require_label(choice_orders: ChoiceOrders, score_by: str) -> None:

@@ -1,4 +1,4 @@
-"""How good probabilities are: accuracy, macro F1 and log loss with 95 % intervals, beside a uniform guess.
+"""How good probabilities are: accuracy, macro F1 and log loss with 95 % intervals, beside guesses that read nothing.
 
 Questions of one passage stand or fall together, so every interval resamples passages and not rows (a cluster bootstrap
 with percentile intervals: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; Cameron, Gelbach &
@@ -8,7 +8,7 @@ Macro F1 is the mean of the labels' F1 over those of the labels 1 to 5 that occu
 a label that occurs in neither has no F1, and counts neither as 0 nor as 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ _NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 _CELLS_AT_ONCE = 4_000_000  # resamples x passages held in memory: 32 MB
 _LABELS = MAX_CHOICES
 _CHOICES = 500  # resamples on which a best table is chosen
+MOST_FREQUENT = "most frequent position"  # in tables, of position_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,35 @@ def random_baseline(num_choices: IntArray, answers: IntArray, *, seed: int = 0) 
         log_loss=Estimate(float(np.mean(np.log(num_choices)))),
         accuracy_interval="none",
     )
+
+
+def count_positions(num_choices: IntArray, answers: IntArray) -> dict[str, list[int]]:
+    """How often each position is right, by number of choices; its keys are text, as JSON has them.
+
+    Args:
+        num_choices: (N,) the number of choices of each row.
+        answers: (N,) gold answers, counted from 1.
+    """
+    return {
+        str(size): np.bincount(answers[num_choices == size], minlength=size + 1)[1:].tolist()
+        for size in np.unique(num_choices).tolist()
+    }
+
+
+def position_probs(positions: Mapping[str, Sequence[int]], num_choices: IntArray) -> FloatArray:
+    """(N, 5) what the places of the training rows' answers say about other rows: a baseline that reads nothing.
+
+    Its answer is the most frequent position. Every count is taken one larger, so that no place has a probability of 0.
+
+    Args:
+        positions: of count_positions, on the training rows; a number of choices that they lack is guessed uniformly.
+        num_choices: (N,) of the rows to answer.
+    """
+    probs = np.full((len(num_choices), _LABELS), np.nan)
+    for size in np.unique(num_choices).tolist():
+        counts = np.array(positions.get(str(size), [0] * size)) + 1
+        probs[num_choices == size, :size] = counts / counts.sum()
+    return probs
 
 
 def paired_difference(

@@ -11,15 +11,16 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from ksat.errors import InputError, bad_rows, error_line, show
 from ksat.files import read_text
+from ksat.kinds import KINDS, WORDING, Kind, choices_tell_kinds, kind_by_choices
 
 MIN_CHOICES, MAX_CHOICES = 2, 5
 csv.field_size_limit(2**31 - 1)  # of characters in a cell; Python's own is 131,072, and a long passage is no fault
@@ -34,8 +35,9 @@ _FILLERS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One row of a competition file. `answer` counts from 1, as in every file, and is None where the row has none; `source`
-    and `context` are the columns of that name, "" where the file has none."""
+    """One row of a competition file. `answer` counts from 1, as in every file, and is None where the row has none; `source`,
+    `context` and `kind` are the columns of that name, "" where the file has none; `kind_hint` is what the number of choices says
+    where it tells the source of the file's rows. ksat.kinds.find_kind weighs them."""
 
     id: str
     passage: str
@@ -45,6 +47,8 @@ class Question:
     question_plus: str = ""
     source: str = ""
     context: str = ""
+    kind: Kind | Literal[""] = ""
+    kind_hint: Kind | Literal[""] = ""
 
     @property
     def num_choices(self) -> int:
@@ -136,7 +140,7 @@ def require_unique_ids(ids: Sequence[str], path: Path | str) -> None:
         )
 
 
-def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question]:
+def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | None = None) -> list[Question]:
     """The questions of a competition CSV, in file order.
 
     Accepts a byte-order mark, `problems` as a dict literal or flattened columns (question, choices, answer),
@@ -146,6 +150,8 @@ def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question
     Args:
         path: the CSV file.
         labelled: True refuses rows without an answer.
+        kinds: of `--kinds`: a CSV id,kind that comes before the file's columns, or "wording", which refuses the hint of the number
+            of choices.
 
     Raises:
         InputError: anything in the file is not as expected; nothing is skipped or repaired in silence.
@@ -182,7 +188,28 @@ def read_questions(path: Path | str, *, labelled: bool = False) -> list[Question
         _warn(
             str(bad_rows(path, "have choices that are equal", equal, "they are kept as they stand; is one mistyped?"))
         )
+    if kinds not in (None, WORDING):
+        told = _read_kinds(Path(kinds))
+        questions = [replace(question, kind=told.get(question.id, question.kind)) for question in questions]
+    if kinds != WORDING and choices_tell_kinds(questions):
+        questions = [replace(question, kind_hint=kind_by_choices(question)) for question in questions]
     return questions
+
+
+def _read_kinds(path: Path) -> dict[str, Kind]:
+    """The kinds in a CSV id,kind, by id."""
+    table = read_table(path)
+    require_columns(table, path, ["id", "kind"])
+    ids = [value.strip() for value in table["id"]]
+    require_unique_ids(ids, path)
+    found: dict[str, Kind] = {}
+    for row_id, cell in zip(ids, table["kind"], strict=True):
+        try:
+            if kind := _kind(cell):
+                found[row_id] = kind
+        except _RowError as error:
+            raise bad_rows(path, error.rule, [(row_id, error.found)], error.remedy) from error
+    return found
 
 
 @functools.cache
@@ -289,6 +316,7 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object], form:
         question_plus=_question_plus(row.get("question_plus", ""), fields.get("question_plus")),
         source=_clean(row.get("source", "")),
         context=_clean(row.get("context", "")),
+        kind=_kind(row.get("kind", "")),
     )
     _require_text(found)
     return found
@@ -324,18 +352,32 @@ def _answer(value: object, num_choices: int) -> int | None:
     return value
 
 
+def _kind(cell: str) -> Kind | Literal[""]:
+    text = _clean(cell)
+    for kind in ("", *KINDS):
+        if text == kind:
+            return kind
+    raise _RowError(
+        "have a kind that is neither", show(text), "write reading, knowledge or nothing into the column 'kind'"
+    )
+
+
 def _question_plus(column: str, key: object) -> str:
     if key is not None and not isinstance(key, str):
         raise _RowError(
             "have a question_plus that is not text", type(key).__name__, "write it as text, or leave it out"
         )
-    in_column, in_dict = _clean(column), _clean(key or "")
+    texts = [_clean(text) for text in (column, key or "")]
+    in_column, in_dict = ("" if text.lower() in _MISSING else text for text in texts)
     if in_column and in_dict and in_column != in_dict:
         at = next(i for i, pair in enumerate(zip_longest(in_column, in_dict)) if len(set(pair)) > 1)
         column, key = (text[max(0, at - 10) :][:40] for text in (in_column, in_dict))
         found = f"they differ at character {at + 1}: column {column!r}, problems {key!r}"
         raise _RowError("have two different question_plus", found, "keep the right one in both places, or in one")
     return in_column or in_dict
+
+
+_MISSING = ("nan", "none", "null")  # what str() and the like make of a missing value
 
 
 def _clean(text: str) -> str:

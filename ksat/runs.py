@@ -79,6 +79,13 @@ def _is_data(value: Any) -> bool:
     )
 
 
+def _are_positions(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(counts, list) and str(len(counts)) == size and all(whole(0)[0](count) for count in counts)
+        for size, counts in value.items()
+    )
+
+
 def _is_context_rule(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(ContextRule.parse(value))
@@ -87,11 +94,12 @@ def _is_context_rule(value: object) -> bool:
 
 
 def _are_run_settings(value: Any) -> bool:
-    """Those of a soup are other ones than train.py's; inference uses these two."""
+    """Those of a soup are other ones than train.py's; inference uses these three, and asks whether "kinds" is "wording"."""
     return (
         isinstance(value, dict)
         and whole(1)[0](value.get("rank"))
         and _is_context_rule(value.get("context_when", "none"))
+        and _are_positions(value.get("answer_positions", {}))
     )
 
 
@@ -108,7 +116,7 @@ RUN_RULES: dict[str, Rule] = _SHARED_RULES | {
     "scale": number(lambda value: SCALE_RANGE[0] <= value <= SCALE_RANGE[1], "0.01 to 1000"),
     "adapter_sha256": SHA256,
     "adapter_config_sha256": SHA256,
-    "settings": (_are_run_settings, "settings with a rank from 1 and a rule context_when"),
+    "settings": (_are_run_settings, "settings with a rank from 1, a rule context_when and answer_positions"),
     "versions": TEXTS,
 }  # fmt: skip
 SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
@@ -136,6 +144,9 @@ SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
     "leave_out": or_none(TEXT),
     "leave_out_sha256": or_none(SHA256),
     "context_when": (_is_context_rule, "a rule of --context-when"),
+    "kinds": or_none(TEXT),
+    "kinds_sha256": or_none(SHA256),
+    "answer_positions": (_are_positions, "counts of right answers by number of choices"),
     "dtype": one_of("float32", "float16", "bfloat16"),
     "engine": one_of("unsloth", "transformers"),
     "pack_tokens": whole(1),

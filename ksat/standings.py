@@ -14,7 +14,15 @@ from ksat.errors import InputError, bad_rows
 from ksat.exploration import Outcome
 from ksat.folds import split_validation
 from ksat.kinds import find_kind
-from ksat.metrics import Estimate, Metrics, compute_metrics, paired_difference, random_baseline
+from ksat.metrics import (
+    MOST_FREQUENT,
+    Estimate,
+    Metrics,
+    compute_metrics,
+    paired_difference,
+    position_probs,
+    random_baseline,
+)
 from ksat.near_duplicates import passage_groups
 from ksat.predictions import FloatArray, IntArray, predicted_answers
 from ksat.questions import Question, read_table, require_columns
@@ -111,12 +119,16 @@ def make_row(outcome: Outcome, judged: Judged, board: Mapping[str, tuple[float |
         return Row(name, outcome.reason, {}, None, None, public, private, np.zeros((0, 5)))
     place = {row_id: i for i, row_id in enumerate(outcome.predictions.ids)}
     probs = outcome.predictions.probs[[place[question.id] for question in judged.questions]]
-    metrics = {
+    report = outcome.report
+    speed, memory = report["questions_per_second"], report["peak_memory_gib"]
+    return Row(name, "", _part_metrics(probs, judged), speed, memory, public, private, probs)
+
+
+def _part_metrics(probs: FloatArray, judged: Judged) -> dict[str, Metrics]:
+    return {
         part: compute_metrics(probs[list(rows)], judged.answers[list(rows)], [judged.groups[i] for i in rows])
         for part, rows in judged.parts.items()
     }
-    report = outcome.report
-    return Row(name, "", metrics, report["questions_per_second"], report["peak_memory_gib"], public, private, probs)
 
 
 def uniform_row(judged: Judged) -> Row:
@@ -126,6 +138,17 @@ def uniform_row(judged: Judged) -> Row:
         part: random_baseline(counts[list(rows)], judged.answers[list(rows)]) for part, rows in judged.parts.items()
     }
     return Row("uniform guess", "", metrics, None, None, None, None, np.zeros((0, 5)))
+
+
+def position_row(judged: Judged, positions: Mapping[str, Sequence[int]]) -> Row:
+    """What the most frequent position of the training rows is worth.
+
+    Args:
+        judged: questions and answers.
+        positions: of ksat.metrics.count_positions, on the rows that were trained on.
+    """
+    probs = position_probs(positions, np.array([question.num_choices for question in judged.questions]))
+    return Row(MOST_FREQUENT, "", _part_metrics(probs, judged), None, None, None, None, np.zeros((0, 5)))
 
 
 def read_leaderboard(path: Path) -> dict[str, tuple[float | None, float | None]]:
@@ -227,7 +250,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def standings_table(rows: Sequence[Row], uniform: Row) -> str:
+def standings_table(rows: Sequence[Row], baselines: Sequence[Row]) -> str:
     """The markdown table: guessing first, then by accuracy, with 95 % intervals; below it who has no figures, and why."""
     header = [
         "base",
@@ -243,7 +266,7 @@ def standings_table(rows: Sequence[Row], uniform: Row) -> str:
         "private",
     ]
     body = []
-    for row in [uniform, *ranking(rows)]:
+    for row in [*baselines, *ranking(rows)]:
         accuracies = [_cell(row.metrics[part].accuracy if part in row.metrics else None) for part in PARTS]
         body.append([
             row.name, *accuracies, _cell(row.metrics["all"].macro_f1), _number(row.questions_per_second, 2),

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ from ksat.encoding import EncodedQuestion
 from ksat.errors import InputError
 from ksat.files import read_json, write_json
 from ksat.language_model import LanguageModel
-from ksat.metrics import Metrics, compute_metrics, fit_scale, format_table, random_baseline
+from ksat.metrics import (
+    MOST_FREQUENT,
+    Metrics,
+    compute_metrics,
+    fit_scale,
+    format_table,
+    position_probs,
+    random_baseline,
+)
 from ksat.near_duplicates import passage_groups
 from ksat.predictions import Predictions, write_probs
 from ksat.questions import Question
@@ -36,13 +44,15 @@ def _progress_rules(has_rows: bool) -> dict[str, Rule]:
             for entry in value
         )
 
+    baseline: Rule = (lambda value: value is None or isinstance(value, dict), "metrics, or null")
     metrics: Rule = (is_metrics if has_rows else lambda value: value is None, "metrics" if has_rows else "null")
     return {
         "scale": number(lambda value: 1 <= value <= SCALE_RANGE[1], "1 to 1000"),
         "fitted_scale": or_none(number(lambda value: SCALE_RANGE[0] <= value <= SCALE_RANGE[1], "0.01 to 1000")),
         "control": metrics,
         "control_scale_1": metrics,
-        "random": (lambda value: value is None or isinstance(value, dict), "metrics, or null"),
+        "random": baseline,
+        "most_frequent_position": baseline,
         "epochs": (are_epochs, "epochs with their metrics"),
         "best_epoch": whole(0),
     }
@@ -52,7 +62,7 @@ class Validation:
     """Scores the validation rows and keeps the adapter of the best epoch; goes on where an interrupted run stopped.
 
     `chooses=False` keeps the last epoch instead and never stops early: the rows are held out to judge, and what judges must
-    not choose.
+    not choose. `positions` counts where the training rows' answers stand (ksat.metrics.count_positions).
 
     progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
     keeps the last epoch's adapter.
@@ -71,11 +81,13 @@ class Validation:
         score_by: str,
         pack_tokens: int,
         patience: int,
+        positions: Mapping[str, Sequence[int]],
         chooses: bool = True,
         scale_set: Callable[[], Sequence[EncodedQuestion]] = tuple,
     ) -> None:
         self.model, self.questions, self.encoded, self.folder = model, questions, encoded, folder
         self.score_by, self.pack_tokens, self.patience = score_by, pack_tokens, patience
+        self.positions = positions
         self.chooses = chooses and bool(questions)
         self.scale_set = scale_set
         self.answers = np.array([question.answer for question in questions], dtype=np.int64)
@@ -117,7 +129,7 @@ class Validation:
         return bool(self.progress.get("epochs")) and self._patience_ended()
 
     def control(self) -> None:
-        """Scores the untuned base, fits the scale, and prints both beside the random baseline."""
+        """Scores the untuned base, fits the scale, and prints both beside the baselines that read nothing."""
         if "scale" in self.progress:
             return
         self.progress = {
@@ -126,6 +138,7 @@ class Validation:
             "control": None,
             "control_scale_1": None,
             "random": None,
+            "most_frequent_position": None,
             "epochs": [],
             "best_epoch": 0,
         }
@@ -134,12 +147,20 @@ class Validation:
         self.progress |= {"fitted_scale": fitted, "scale": max(1.0, fitted or 1.0)}
         if scores is not None:
             raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, fitted or 1.0))
-            baseline = random_baseline(np.array([question.num_choices for question in self.questions]), self.answers)
-            rows = [("uniform guess", baseline), ("untuned base", raw)]
+            num_choices = np.array([question.num_choices for question in self.questions])
+            baseline = random_baseline(num_choices, self.answers)
+            by_position = self._metrics(position_probs(self.positions, num_choices))
+            rows = [("uniform guess", baseline), (MOST_FREQUENT, by_position), ("untuned base", raw)]
             rows += [(f"untuned base, scale {fitted:.2f}", control)] if fitted else []
             print(f"\nvalidation before the first step\n{format_table(rows)}\n", flush=True)
             self.progress |= {
-                name: m.to_dict() for name, m in (("control", control), ("control_scale_1", raw), ("random", baseline))
+                name: m.to_dict()
+                for name, m in (
+                    ("control", control),
+                    ("control_scale_1", raw),
+                    ("random", baseline),
+                    ("most_frequent_position", by_position),
+                )
             }
         if fitted and fitted < 1:
             print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")

@@ -120,6 +120,8 @@ def test_a_run_hands_its_rule_on(here: Path) -> None:
             "c",
             "--context-when",
             "all",
+            "--kinds",
+            "wording",
             "--epochs",
             "1",
             "--rank",
@@ -136,6 +138,7 @@ def test_a_run_hands_its_rule_on(here: Path) -> None:
         "all",
         "none",
     ]
+    assert {read_json(Path(f"out/{name}.probs.json"))["kinds"] for name in ("with", "without")} == {"wording"}
     told, untold = read_probs(Path("out/with.probs.csv")), read_probs(Path("out/without.probs.csv"))
     assert max(abs(a - b) for row_id in told for a, b in zip(told[row_id], untold[row_id], strict=True)) > 0.01
     write("test.csv", make_questions(4, first=40))

@@ -47,6 +47,7 @@ def test_all_folds_give_every_row_a_probability_of_a_run_that_did_not_see_it(
     run_children_here(monkeypatch)
     train.main(command("--folds", "3", "--all", "--run", "cv"))
     out = capsys.readouterr().out
+    assert "| most frequent position |" in out
     assert "| out of fold " in out
     assert "wrote submissions/cv-oof.probs.csv: 18 rows" in out
     questions = read_questions("train.csv")

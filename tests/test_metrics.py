@@ -14,9 +14,11 @@ from ksat.metrics import (
     Estimate,
     Metrics,
     compute_metrics,
+    count_positions,
     fit_scale,
     format_table,
     paired_difference,
+    position_probs,
     random_baseline,
     row_log_losses,
     wilson_interval,
@@ -184,6 +186,22 @@ def test_a_share_lies_in_its_own_interval() -> None:
         for share in (0.0, 1.0, 1 / count):
             low, high = wilson_interval(share, count)
             assert 0 <= low <= share <= high <= 1
+
+
+def test_the_most_frequent_position_is_that_of_the_training_rows_by_number_of_choices() -> None:
+    positions = count_positions(np.array([4, 4, 4, 5, 5]), np.array([2, 2, 1, 5, 5]))
+    assert positions == {"4": [1, 2, 0, 0], "5": [0, 0, 0, 0, 2]}
+    probs = position_probs(positions, np.array([5, 4, 2]))
+    expected = [
+        [1 / 7, 1 / 7, 1 / 7, 1 / 7, 3 / 7],
+        [2 / 7, 3 / 7, 1 / 7, 1 / 7, np.nan],
+        [0.5, 0.5, np.nan, np.nan, np.nan],
+    ]
+    np.testing.assert_allclose(probs, expected)
+    metrics = compute_metrics(probs, np.array([5, 1, 1]), ["a", "b", "c"])
+    assert metrics.accuracy.value == pytest.approx(2 / 3)  # right, wrong, and a guess that happens to be right
+    assert metrics.log_loss is not None
+    assert metrics.log_loss.value == pytest.approx(-np.log([3 / 7, 2 / 7, 1 / 2]).mean())
 
 
 def test_random_baseline_macro_f1_equals_the_enumerated_expectation() -> None:

@@ -154,6 +154,7 @@ def test_mistake_12_the_best_epoch_is_chosen_by_validation_beside_the_untuned_co
         for name in ("accuracy", "macro_f1", "log_loss"):
             assert entry[name]["low"] <= entry[name]["value"] <= entry[name]["high"]
     assert metrics["random"]["accuracy"]["value"] == pytest.approx(0.22, abs=0.04)
+    assert metrics["most_frequent_position"]["accuracy"].keys() == metrics["random"]["accuracy"].keys()
     flags = {flag for action in train.build_parser()._actions for flag in action.option_strings}
     assert not flags & {"--test", "--answers"}  # training never sees the test set
 
@@ -244,7 +245,7 @@ def test_metrics_are_printed_for_answers_and_for_labelled_input(
     run_inference("--ckpt", "checkpoints/full", "--answers", "data/answers.csv", "--out", str(tmp_path / "a"))
     run_inference("--ckpt", "checkpoints/full", "--test", "data/answers.csv", "--out", str(tmp_path / "b"))
     printed = capsys.readouterr().out
-    assert printed.count("uniform guess") == 2
+    assert printed.count("uniform guess") == printed.count("most frequent position") == 2
     assert printed.count("this model") == 2
     assert (tmp_path / "a.probs.csv").read_bytes() == (tmp_path / "b.probs.csv").read_bytes()
 

@@ -189,6 +189,18 @@ def test_question_plus_in_the_column_in_the_dict_and_in_both(tmp_path: Path) -> 
     assert read_one(tmp_path, problems=problems(question_plus=None)).question_plus == ""
 
 
+@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "null", " nan\xa0"])
+def test_a_missing_question_plus_that_became_text_is_none(tmp_path: Path, missing: str) -> None:
+    """As pandas and str() write it; beside a real one it is no second one."""
+    assert read_one(tmp_path, question_plus=missing).question_plus == ""
+    assert read_one(tmp_path, problems=problems(question_plus=missing)).question_plus == ""
+    assert (
+        read_one(tmp_path, problems=problems(question_plus="ㄱ. 보기"), question_plus=missing).question_plus
+        == "ㄱ. 보기"
+    )
+    assert read_one(tmp_path, question_plus="None of them").question_plus == "None of them"
+
+
 def test_blanks_are_made_one_and_line_breaks_stay(tmp_path: Path) -> None:
     question = read_one(
         tmp_path, paragraph=" 첫\xa0\xa0줄\r\n둘째\t 줄\u3000끝 \n", problems=problems(choices=[" 가\xa0나 ", "다  라"])

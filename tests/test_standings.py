@@ -20,6 +20,7 @@ from ksat.standings import (
     judge,
     make_row,
     pairs_table,
+    position_row,
     ranking,
     read_leaderboard,
     recommend,
@@ -94,6 +95,9 @@ def test_figures_by_hand(rows: list[Row], judged: Judged) -> None:
     assert (top.public, top.private, top.peak_gib, top.questions_per_second) == (0.77, 0.74, 9.0, 2.5)
     assert (gone.metrics, gone.reason) == ({}, "no access")
     assert uniform_row(judged).metrics["all"].accuracy.value == 0.25
+    by_position = position_row(judged, {"4": [5, 0, 9, 0]})  # every fourth answer is 3
+    assert by_position.metrics["all"].accuracy.value == 0.25
+    assert by_position.metrics.keys() == judged.parts.keys()
     assert [row.name for row in ranking(rows)] == ["top", "near", "low"]
 
 
@@ -128,7 +132,7 @@ def test_the_recommendation_says_what_is_significant(rows: list[Row], judged: Ju
 
 
 def test_tables_hold_every_row(rows: list[Row], judged: Judged) -> None:
-    text = standings_table(rows, uniform_row(judged))
+    text = standings_table(rows, [uniform_row(judged)])
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert names == ["base", "-" * 13, "uniform guess", "top", "near", "low"]
     assert text.endswith("gone: not scored (no access)")

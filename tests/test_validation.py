@@ -1,5 +1,6 @@
 """progress.json, the memory of an interrupted training: what is none of it is not used."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import make_questions
 
+from ksat.files import read_json
 from ksat.metrics import fit_scale
 from ksat.run_folders import seal
 from ksat.sealed import write_sealed
@@ -15,7 +17,7 @@ from ksat.validation import Validation
 
 METRICS = {"log_loss": {"value": 1.2}}
 PROGRESS: dict[str, Any] = {
-    "scale": 1.0, "fitted_scale": None, "control": METRICS, "control_scale_1": METRICS, "random": {}, "best_epoch": 2,
+    "scale": 1.0, "fitted_scale": None, "control": METRICS, "control_scale_1": METRICS, "random": {}, "most_frequent_position": {}, "best_epoch": 2,
     "epochs": [{"epoch": 1, **METRICS}, {"epoch": 2, **METRICS}],
 }  # fmt: skip
 
@@ -26,7 +28,7 @@ def recall(folder: Path, fields: dict[str, Any], *, with_rows: bool = True) -> d
     seal(folder / "epoch-2")
     write_sealed(folder / "progress.json", fields)
     questions = make_questions(2) if with_rows else []
-    known: dict[str, Any] = {"folder": folder, "score_by": "label", "pack_tokens": 300, "patience": 2}
+    known: dict[str, Any] = {"folder": folder, "score_by": "label", "pack_tokens": 300, "patience": 2, "positions": {}}
     return Validation(mock.Mock(), questions, [], **known).progress
 
 
@@ -34,7 +36,14 @@ def test_what_was_written_is_known_again(tmp_path: Path) -> None:
     assert recall(tmp_path, PROGRESS) == PROGRESS
     fitted = {**PROGRESS, "scale": 3.5, "fitted_scale": 3.5}
     assert recall(tmp_path, fitted) == fitted
-    no_rows = {**PROGRESS, "control": None, "control_scale_1": None, "random": None, "epochs": [{"epoch": 2}]}
+    no_rows = {
+        **PROGRESS,
+        "control": None,
+        "control_scale_1": None,
+        "random": None,
+        "most_frequent_position": None,
+        "epochs": [{"epoch": 2}],
+    }
     assert recall(tmp_path, no_rows, with_rows=False) == no_rows
     before_the_first_epoch = {**PROGRESS, "epochs": [], "best_epoch": 0}
     assert recall(tmp_path, before_the_first_epoch) == before_the_first_epoch
@@ -68,7 +77,7 @@ def test_rows_that_only_judge_do_not_fit_the_scale(
     [
         {"scale": 0.5}, {"scale": "1"}, {"scale": True}, {"scale": 1e9}, {"fitted_scale": 0}, {"control": None}, {"control": {"log_loss": 1}},
         {"control": {"log_loss": {"value": "1"}}}, {"epochs": None}, {"epochs": [{"epoch": 2}]}, {"epochs": [{"epoch": "2", **METRICS}]},
-        {"epochs": [METRICS]}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"other": 1},
+        {"epochs": [METRICS]}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"most_frequent_position": 1}, {"other": 1},
     ],
 )  # fmt: skip
 def test_fields_of_another_kind_are_not_used(
@@ -81,3 +90,17 @@ def test_fields_of_another_kind_are_not_used(
     assert told.endswith("; training starts again from its first step\n")
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "trainer").exists()
+
+
+def test_the_most_frequent_position_stands_beside_the_uniform_guess(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = [replace(question, answer=2) for question in make_questions(4)]
+    known: dict[str, Any] = {"folder": tmp_path, "score_by": "label", "pack_tokens": 300, "patience": 2}
+    validation = Validation(mock.Mock(), questions, [], positions={"4": [0, 9, 0, 0], "5": [0, 9, 0, 0, 0]}, **known)
+    scores = np.array([[0.0] * q.num_choices + [np.nan] * (5 - q.num_choices) for q in questions])
+    with mock.patch.object(Validation, "_scores", return_value=scores):
+        validation.control()
+    names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert names[2:] == ["uniform guess", "most frequent position", "untuned base"]
+    assert read_json(tmp_path / "progress.json")["most_frequent_position"]["accuracy"]["value"] == 1.0

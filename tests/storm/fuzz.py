@@ -570,7 +570,13 @@ def progress_json(rng: Random, desk: Desk) -> None:
         best.mkdir()
         seal(best)
     rows: list[Any] = list(_questions())
-    known: dict[str, Any] = {"folder": Path("input"), "score_by": "label", "pack_tokens": 300, "patience": 2}
+    known: dict[str, Any] = {
+        "folder": Path("input"),
+        "score_by": "label",
+        "pack_tokens": 300,
+        "patience": 2,
+        "positions": {},
+    }
     validation = Validation(mock.Mock(), rows, [_encoder("label").encode(row) for row in rows], **known)
     with mock.patch.object(Validation, "_scores", side_effect=Reached):
         validation.control()
