@@ -60,8 +60,8 @@ def _planted(path: Path) -> None:
         sources = rng.sample(rows, min(PLANTED, len(rows)))
         copies = [replace(row, id=f"copy {row.id}", passage=_edited(row.passage, share, words, rng)) for row in sources]
         everything = [*rows, *copies]
-        group = dict(zip((row.id for row in everything), passage_groups(everything), strict=True))
-        missed = sum(group[row.id] != group[f"copy {row.id}"] for row in sources)
+        group_of = dict(zip((row.id for row in everything), passage_groups(everything), strict=True))
+        missed = sum(group_of[row.id] != group_of[f"copy {row.id}"] for row in sources)
         print(f"{share:.0%} of the words changed: {missed} of {len(sources)} missed", flush=True)
 
 

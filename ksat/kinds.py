@@ -98,7 +98,9 @@ def kind_by_wording(question: "Question") -> Kind:
     points = 2 * bool(_ABOUT_THE_TEXT.search(text)) - 2 * bool(_POINTS_BEYOND.search(text))
     points += bool(_IN_THE_STYLE_OF_READING.search(text)) - bool(_IN_THE_STYLE_OF_KNOWLEDGE.search(text))
     points += (length >= LONG) - (length < SHORT)
-    points -= 2 * bool(length < SHORT and (_CUT_OFF.search(question.passage) or _ASKS_NOTHING.fullmatch(text)))
-    points -= bool(_QUOTED.fullmatch(question.passage)) + 2 * bool(_ATTRIBUTED.search(question.passage))
+    if length < SHORT:
+        points -= 2 * bool(_CUT_OFF.search(question.passage)) + 2 * bool(_ASKS_NOTHING.fullmatch(text))
+    document = _ATTRIBUTED.sub("", question.passage)
+    points -= bool(_QUOTED.fullmatch(document)) + 2 * (document != question.passage)
     points -= all(_STATEMENTS.fullmatch(choice) for choice in question.choices)
     return "reading" if points >= 0 else "knowledge"

@@ -206,7 +206,7 @@ def test_what_is_passed_over_is_said_by_both() -> None:
 def test_the_choice_of_a_base_is_explained() -> None:
     assert "the sample questions" in choose_base(H100, samples=True)[1]
     assert "there is no GPU" in choose_base(CPU, samples=False)[1]
-    assert "whose training (about 27.1 GiB) fits V100 32 GB" in choose_base(V100, samples=False)[1]
+    assert "its training (about 27.1 GiB with rank 64) fits V100 32 GB" in choose_base(V100, samples=False)[1]
     assert re.search(
         r"small has 2.5 GiB; the smallest of the known bases needs [\d.]+$", choose_base(SMALL, samples=False)[1]
     )

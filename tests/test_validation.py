@@ -61,7 +61,13 @@ def test_rows_that_only_judge_do_not_fit_the_scale(
     scores = {num_rows: 0.3 * generator.normal(size=(num_rows, 5)), 40: generator.normal(size=(40, 5))}
     scores[40][np.arange(40), [row.answer_index for row in training]] += 3
     monkeypatch.setattr("ksat.validation.score_questions", lambda _, encoded, **__: scores[len(encoded)])
-    known: dict[str, Any] = {"folder": tmp_path, "score_by": score_by, "pack_tokens": 300, "patience": 2}
+    known: dict[str, Any] = {
+        "folder": tmp_path,
+        "score_by": score_by,
+        "pack_tokens": 300,
+        "patience": 2,
+        "positions": {},
+    }
     validation = Validation(mock.Mock(), rows, rows, **known, chooses=chooses, scale_set=lambda: training)
     validation.control()
     of_training = fit_scale(scores[40], np.arange(40) % 4)
