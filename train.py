@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,29 @@ DEFAULTS: dict[str, Any] = {
     "valid_fraction": 0.1, "max_tokens": 4096, "prompt": None, "limit": None, "seed": 0, "report_to": "none", "rank": 64, "alpha": None,
     "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 5e-5, "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.01,
     "questions_per_step": 16, "patience": 1, "score_by": "label", "loss": "choices", "choice_orders": 1, "folds": None, "fold": None, "context_when": "none",
-    "leave_out": None, "kinds": None,
+    "leave_out": None, "kinds": None, "valid": None,
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The questions of a run.
+
+    Attributes:
+        train: to train on.
+        valid: held out of the first file.
+        elsewhere: held out of other files, by the file's name; they choose nothing.
+        scale: to fit a scale on where the rows of `valid` may not: by folds, the first file's, the same for every fold.
+        folds: of the first file, if it is cut into folds.
+    """
+
+    train: "list[Question]"
+    valid: "list[Question]"
+    elsewhere: "dict[str, list[Question]]"
+    scale: "list[Question]"
+    folds: "Folds | None"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,13 +94,21 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=file_name,
         metavar="CSV",
-        help="labelled CSVs; only the first is validated on (default: data/train.csv, else the samples)",
+        help="labelled CSVs; the first, which should be like the test, chooses the epoch (default: data/train.csv, else the samples)",
     )
     add(
         "--valid-fraction",
         type=number,
         metavar="F",
-        help="share of the first file to validate on, 0 to 0.5; 0 trains on every row (default: 0.1)",
+        help="share of the first file to validate on, 0 to 0.5, and of each other at most as many rows; 0 trains on every row (default: 0.1)",
+    )
+    add(
+        "--valid",
+        nargs="+",
+        type=file_name,
+        metavar="CSV",
+        help="labelled CSVs of other kinds: what training does to them is shown after every epoch, and chooses nothing; training rows "
+        "that are near to one of theirs are left out",
     )
     add(
         "--max-tokens",
@@ -216,8 +244,8 @@ def main(argv: list[str] | None = None) -> None:
         require_name("--run", args.run)
     _check_fold_flags(args)
     if args.data_report:
-        if args.leave_out:
-            raise InputError("--leave-out is for training; the report compares with --against")
+        if given := [flag for flag, value in (("--leave-out", args.leave_out), ("--valid", args.valid)) if value]:
+            raise InputError(f"{given[0]} is for training; the report compares with --against")
         _report_data(args, _training_files(args, {})[0])
         return
     if args.against or args.oof:
@@ -250,18 +278,20 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     rule = ContextRule(settings["context_when"])
     wording = settings["template"]["user"]
     tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
-    train_rows, valid_rows, folds = _split(tables, settings)
+    others = [(path, read_questions(path, labelled=True, kinds=kinds)) for path in map(Path, settings["valid"] or [])]
+    others = [(path, take_context(rows, rule, wording, str(path))) for path, rows in others]
+    rows = _split(tables, others, settings)
     settings["answer_positions"] = count_positions(
-        np.array([row.num_choices for row in train_rows]), np.array([row.answer for row in train_rows])
+        np.array([row.num_choices for row in rows.train]), np.array([row.answer for row in rows.train])
     )
     if run is None and processes.is_main():
         run = held.enter_context(claim_fresh_run(_default_name(settings)))
         folder = run.place
     built: Path = processes.agree(folder)
-    _announce(settings, device, train_rows, valid_rows, args.offload_embedding)
-    validation = _train(built, settings, args, device, train_rows, valid_rows, folds)
+    _announce(settings, device, rows, args.offload_embedding)
+    validation = _train(built, settings, args, device, rows)
     if run is not None:
-        validation.warn_if_control_is_better()
+        validation.warn()
         _finish(built, settings, validation)
         run.settle()
         print(
@@ -274,9 +304,7 @@ def _train(
     settings: dict[str, Any],
     args: argparse.Namespace,
     device: "Device",
-    train_rows: "list[Question]",
-    valid_rows: "list[Question]",
-    folds: "Folds | None",
+    rows: Rows,
 ) -> "Validation":
     from ksat import processes
     from ksat.encoding import Encoder
@@ -288,7 +316,7 @@ def _train(
     import_engine(settings["engine"])  # before the trainer's libraries
     from ksat.step_memory import StepMemory, default_pack_tokens, memory_plan
     from ksat.training import TrainSettings, check_logger, train
-    from ksat.validation import Validation
+    from ksat.validation import HeldOut, Validation
 
     check_logger(settings["report_to"])
     nf4 = settings["quantization"] == "nf4"
@@ -310,8 +338,9 @@ def _train(
         model.tokenizer, PromptTemplate(**settings["template"]), settings["score_by"], max_tokens=settings["max_tokens"]
     )
     orders = ChoiceOrders("cyclic", settings["choice_orders"])
-    train_set = [order for row in train_rows for order in encoder.encode_orders(row, orders)]
-    valid_set = [encoder.encode(row) for row in valid_rows]
+    train_set = [order for row in rows.train for order in encoder.encode_orders(row, orders)]
+    valid_set = [encoder.encode(row) for row in rows.valid]
+    elsewhere = [HeldOut(name, own, [encoder.encode(row) for row in own]) for name, own in rows.elsewhere.items()]
     _show_example(encoder, train_set)
     over_vocabulary = settings["score_by"] == "text" or settings["loss"] == "vocab"
     plan = memory_plan(model, rank=settings["rank"], training=True, over_vocabulary=over_vocabulary)
@@ -324,13 +353,13 @@ def _train(
         if not args.resume and folder.exists():  # one in the making that is started anew, now that this one loads
             remove_run(folder)
         write_settings(folder, settings)
-        if folds is not None:
-            write_folds(folder / "folds.csv", folds)
+        if rows.folds is not None:
+            write_folds(folder / "folds.csv", rows.folds)
     processes.wait()  # no process may see what an overwritten run has left
 
     validation = Validation(
         model,
-        valid_rows,
+        rows.valid,
         valid_set,
         folder=folder,
         score_by=settings["score_by"],
@@ -338,7 +367,8 @@ def _train(
         patience=settings["patience"],
         positions=settings["answer_positions"],
         chooses=settings["folds"] is None,
-        scale_set=lambda: [encoder.encode(row) for row in _scale_rows(train_rows)],
+        scale_set=lambda: [encoder.encode(row) for row in rows.scale],
+        elsewhere=elsewhere,
     )
     validation.control()
     names = (
@@ -364,11 +394,6 @@ def _train(
             memory=StepMemory(model, plan),
         )
     return validation
-
-
-def _scale_rows(train_rows: "list[Question]") -> "list[Question]":
-    """Rows to fit a scale on, by the digests of their ids, so that the folds of a file share many of them."""
-    return sorted(train_rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:SCALE_ROWS]
 
 
 def _check_fold_flags(args: argparse.Namespace) -> None:
@@ -410,7 +435,7 @@ def _train_all_folds(args: argparse.Namespace, argv: Sequence[str], files: list[
     own.add_argument("--pack-tokens")  # may be lowered when memory ran out, as for a single run
     read = [
         *files,
-        *(Path(file) for file in (args.prompt, args.leave_out) if file),
+        *(Path(file) for file in (args.prompt, args.leave_out, *(args.valid or [])) if file),
         *filter(None, [kinds_file(args.kinds)]),
     ]
     key = {
@@ -498,6 +523,7 @@ def _resolve(
     settings["kinds_sha256"] = file_sha256(kinds) if kinds else None
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
     settings["leave_out_sha256"] = file_sha256(Path(settings["leave_out"])) if settings["leave_out"] else None
+    settings["valid_sha256"] = [file_sha256(Path(file)) for file in settings["valid"] or []]
     settings["base_identity"] = stored.get("base_identity")  # known once the base is loaded
     settings["answer_positions"] = stored.get("answer_positions")  # known once the rows are split
     if settings["folds"]:
@@ -568,59 +594,85 @@ def _require_same_base(settings: dict[str, Any]) -> None:
 
 
 def _split(
-    tables: "list[tuple[Path, list[Question]]]", settings: dict[str, Any]
-) -> "tuple[list[Question], list[Question], Folds | None]":
-    """Training and validation rows, and the folds if there are some, noting their hash in the settings.
+    tables: "list[tuple[Path, list[Question]]]", others: "list[tuple[Path, list[Question]]]", settings: dict[str, Any]
+) -> Rows:
+    """What is trained on and what is held out, noting the folds' hash in the settings.
 
-    What is near to a validation row is kept out of the training rows of every file, and so is what --leave-out names.
+    Args:
+        tables: of --train. Of the first, whose held-out rows choose the epoch, a share is held out, or a fold; of each other
+            at most as many rows.
+        others: of --valid.
+        settings: of the run.
     """
     from ksat.errors import bad_rows
     from ksat.folds import split_validation
     from ksat.near_duplicates import near_rows
+    from ksat.questions import read_questions
 
-    (_, first), *others = tables
-    seen = {question.id for question in first}
-    for path, extra in others:
-        if doubled := [(question.id, "") for question in extra if question.id in seen]:
+    (_, first), *added = tables
+    seen: set[str] = set()
+    for path, rows in [*tables, *others]:
+        if doubled := [(question.id, "") for question in rows if question.id in seen]:
             remedy = f"put a prefix before the ids of one file, such as {f'{path.stem}-{doubled[0][0]}'!r}"
-            raise bad_rows(path, "have an id that another --train file has", doubled, remedy)
-        seen |= {question.id for question in extra}
-    folds = None
+            raise bad_rows(path, "have an id that another file of --train or --valid has", doubled, remedy)
+        seen |= {question.id for question in rows}
+    limit, folds = settings["limit"], None
     if settings["folds"]:
-        first = first[: settings["limit"]]
+        first = first[:limit]
         folds, (train_index, valid_index) = _hold_out_fold(first, settings)
     else:
         train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
-    valid_rows = [first[i] for i in valid_index]
-    added = [question for _, extra in others for question in extra]
-    if near := set(near_rows(added, valid_rows)):
-        print(f"{len(near)} rows of other files have a passage too near to a held-out one and are left out")
-    train_rows = [first[i] for i in train_index] + [row for i, row in enumerate(added) if i not in near]
+    train, valid = ([first[i] for i in index] for index in (train_index, valid_index))
+    elsewhere = {} if folds else _hold_out_of_others(first, added, len(valid), settings)
+    held_out = valid + [row for rows in elsewhere.values() for row in rows]
+    if near := set(near_rows(extra := [row for _, rows in added for row in rows], held_out)):
+        num_held = sum(map(len, elsewhere.values()))
+        if len(near) > num_held:
+            print(
+                f"{len(near) - num_held} rows of other files have a passage too near to a held-out one and are left out"
+            )
+    train += [row for i, row in enumerate(extra) if i not in near]
+    for path, rows in others:
+        train = _leave_out(train, rows, f"--valid {path}")
+        elsewhere[str(path)] = rows
     if settings["leave_out"]:
-        train_rows = _leave_out(train_rows, settings["leave_out"])
+        train = _leave_out(train, read_questions(settings["leave_out"]), f"--leave-out {settings['leave_out']}")
     if folds is None:
-        train_rows, valid_rows = train_rows[: settings["limit"]], valid_rows[: settings["limit"]]
-    return train_rows, valid_rows, folds
+        train, valid = train[:limit], valid[:limit]
+    scale = sorted(first if folds else train, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:SCALE_ROWS]
+    return Rows(train, valid, {name: rows[:limit] for name, rows in elsewhere.items()}, scale, folds)
 
 
-def _leave_out(train_rows: "list[Question]", file: str) -> "list[Question]":
-    """The rows that do not stand in the file, saying how many do.
+def _hold_out_of_others(
+    first: "list[Question]", added: "list[tuple[Path, list[Question]]]", most: int, settings: dict[str, Any]
+) -> "dict[str, list[Question]]":
+    """Of every further training file the rows to look at, `most` at most: of passages that the first file does not have."""
+    from ksat.folds import split_validation
+    from ksat.near_duplicates import near_rows, passage_groups
+
+    found = {}
+    for path, rows in added if most else []:
+        near = set(near_rows(rows, first))
+        own = [row for i, row in enumerate(rows) if i not in near]
+        if len(set(passage_groups(own))) > 1:
+            held_out = split_validation(own, settings["valid_fraction"], seed=settings["seed"])[1]
+            found[str(path)] = [own[i] for i in held_out][:most]
+    return found
+
+
+def _leave_out(train_rows: "list[Question]", rows: "list[Question]", flag: str) -> "list[Question]":
+    """The training rows that do not stand among those of a file, saying how many do.
 
     Raises:
         InputError: none is left.
     """
     from ksat.near_duplicates import near_rows
-    from ksat.questions import read_questions
 
-    near = set(near_rows(train_rows, read_questions(file)))
+    near = set(near_rows(train_rows, rows))
     if len(near) == len(train_rows):
-        raise InputError(
-            f"--leave-out {file}: all {len(near)} training rows stand there as well; none is left to train on"
-        )
+        raise InputError(f"{flag}: all {len(near)} training rows stand there as well; none is left to train on")
     first = f" (first: id {train_rows[min(near)].id!r})" if near else ""
-    print(
-        f"--leave-out {file}: {len(near)} of {len(train_rows)} training rows stand there as well and are left out{first}"
-    )
+    print(f"{flag}: {len(near)} of {len(train_rows)} training rows stand there as well and are left out{first}")
     return [row for i, row in enumerate(train_rows) if i not in near]
 
 
@@ -665,8 +717,7 @@ def _choose_folder(args: argparse.Namespace, run: RunFolder) -> Path:
 def _announce(
     settings: dict[str, Any],
     device: "Device",
-    train_rows: "list[Question]",
-    valid_rows: "list[Question]",
+    rows: Rows,
     offload_embedding: bool,
 ) -> None:
     """Says what is about to happen, and about how long it takes, before anything is downloaded.
@@ -679,15 +730,16 @@ def _announce(
     print(
         f"device: {device.name}; engine {settings['engine']}, {settings['dtype']}, weights {settings['quantization']}"
     )
+    others = "".join(f", {len(own)} of {name} to look at" for name, own in rows.elsewhere.items())
     print(
-        f"questions: {len(train_rows)} to train on, {len(valid_rows)} to validate on, scored by {settings['score_by']}"
+        f"questions: {len(rows.train)} to train on, {len(rows.valid)} to validate on{others}, scored by {settings['score_by']}"
     )
     print(
         f"LoRA: rank {settings['rank']}, alpha {settings['alpha']:g}, rsLoRA {'on' if settings['rslora'] else 'off'}; lr {settings['lr']:g} "
         f"{settings['schedule']}, {settings['epochs']} epochs, {settings['questions_per_step']} questions a step"
     )
     characters = sum(
-        len(q.passage) + len(q.question) + len(q.question_plus) + sum(map(len, q.choices)) + 80 for q in train_rows
+        len(q.passage) + len(q.question) + len(q.question_plus) + sum(map(len, q.choices)) + 80 for q in rows.train
     )
     print(f"cost: {cost(settings['base'], device, num_characters=characters * settings['epochs'])}", flush=True)
     warning = check_room(

@@ -79,6 +79,10 @@ def _is_data(value: Any) -> bool:
     )
 
 
+def _are_files(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(TEXT[0], value))
+
+
 def _are_positions(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(counts, list) and str(len(counts)) == size and all(whole(0)[0](count) for count in counts)
@@ -141,6 +145,8 @@ SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
     "folds": or_none(whole(2)),
     "fold": or_none(whole(0)),
     "folds_sha256": or_none(SHA256),
+    "valid": or_none((_are_files, "paths of files")),
+    "valid_sha256": (lambda value: isinstance(value, list) and all(map(SHA256[0], value)), "a list of sha256"),
     "leave_out": or_none(TEXT),
     "leave_out_sha256": or_none(SHA256),
     "context_when": (_is_context_rule, "a rule of --context-when"),

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ksat.scoring import FloatArray, choice_probs, score_questions
 from ksat.sealed import Rule, number, or_none, read_sealed, whole, write_sealed
 
 
-def _progress_rules(has_rows: bool) -> dict[str, Rule]:
+def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]:
     """Of progress.json, with or without validation rows."""
 
     def is_metrics(value: Any) -> bool:
@@ -40,8 +41,23 @@ def _progress_rules(has_rows: bool) -> dict[str, Rule]:
 
     def are_epochs(value: Any) -> bool:
         return isinstance(value, list) and all(
-            isinstance(entry, dict) and type(entry.get("epoch")) is int and is_metrics(entry) == has_rows
+            isinstance(entry, dict)
+            and type(entry.get("epoch")) is int
+            and is_metrics(entry) == has_rows
+            and are_elsewhere(entry.get("elsewhere"), lambda metrics: [metrics])
             for entry in value
+        )
+
+    def are_elsewhere(value: Any, parts: Callable[[Any], list[Any]]) -> bool:
+        return (
+            isinstance(value, dict)
+            and value.keys() == set(elsewhere)
+            and all(is_metrics(part) for each in value.values() for part in parts(each))
+        )
+
+    def are_controls(value: Any) -> bool:
+        return are_elsewhere(
+            value, lambda each: [each.get("control"), each.get("random")] if isinstance(each, dict) else [None]
         )
 
     baseline: Rule = (lambda value: value is None or isinstance(value, dict), "metrics, or null")
@@ -53,21 +69,50 @@ def _progress_rules(has_rows: bool) -> dict[str, Rule]:
         "control_scale_1": metrics,
         "random": baseline,
         "most_frequent_position": baseline,
+        "elsewhere": (are_controls, "metrics of the other files"),
         "epochs": (are_epochs, "epochs with their metrics"),
         "best_epoch": whole(0),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows of one file that are not trained on.
+
+    Attributes:
+        name: the file's.
+        questions: N labelled ones.
+        encoded: the same, in the same order.
+    """
+
+    name: str
+    questions: Sequence[Question]
+    encoded: Sequence[EncodedQuestion]
+
+    def judge(self) -> Callable[[FloatArray], Metrics]:
+        """What (N, 5) probabilities of these rows are worth, as a function: the passages are grouped once."""
+        answers = np.array([question.answer for question in self.questions], dtype=np.int64)
+        groups = passage_groups(self.questions)
+        return lambda probs: compute_metrics(probs, answers, groups)
+
+    def uniform(self) -> Metrics:
+        """What a guess among each row's choices is worth."""
+        pairs = [(question.num_choices, question.answer) for question in self.questions]
+        num_choices, answers = np.array(pairs, dtype=np.int64).T
+        return random_baseline(num_choices, answers)
 
 
 class Validation:
     """Scores the validation rows and keeps the adapter of the best epoch; goes on where an interrupted run stopped.
 
     `chooses=False` keeps the last epoch instead and never stops early: the rows are held out to judge, and what judges must
-    not choose. `positions` counts where the training rows' answers stand (ksat.metrics.count_positions).
+    not choose. `positions` counts where the training rows' answers stand (ksat.metrics.count_positions). Rows of other files,
+    `elsewhere`, never choose: each file's figures show what training does to questions of its kind.
 
     progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
     keeps the last epoch's adapter.
 
-    `scale_set` gives training rows to fit the scale on; it is called by text alone, where the validation rows choose nothing or there
+    `scale_set` gives labelled rows to fit the scale on; it is called by text alone, where the validation rows choose nothing or there
     are none.
     """
 
@@ -84,8 +129,10 @@ class Validation:
         positions: Mapping[str, Sequence[int]],
         chooses: bool = True,
         scale_set: Callable[[], Sequence[EncodedQuestion]] = tuple,
+        elsewhere: Sequence[HeldOut] = (),
     ) -> None:
         self.model, self.questions, self.encoded, self.folder = model, questions, encoded, folder
+        self.elsewhere = [(part, part.judge()) for part in elsewhere]
         self.score_by, self.pack_tokens, self.patience = score_by, pack_tokens, patience
         self.positions = positions
         self.chooses = chooses and bool(questions)
@@ -98,7 +145,7 @@ class Validation:
     def _recall(self) -> dict[str, Any]:
         """What an interrupted run knew. Where that is damaged, or the best epoch's adapter, the first step comes next again."""
         try:
-            progress = read_sealed(self.path, _progress_rules(bool(self.questions)), "it is not used")
+            progress = read_sealed(self.path, _progress_rules(bool(self.questions), self._names()), "it is not used")
             best = self.folder / f"epoch-{progress['best_epoch']}"
             is_known = progress["best_epoch"] in [entry["epoch"] for entry in progress["epochs"]]
             if not progress["epochs"] or (is_known and is_sealed(best) and damaged_file(best) is None):
@@ -115,7 +162,7 @@ class Validation:
     @property
     def scale(self) -> float:
         """Factor on the scores in training and inference: 1 by label; by text the one fitted on the untuned base's scores of
-        the rows that choose, or else of training rows, but at least 1. A smaller fit says that the scores carry next to
+        the rows that choose, or else of rows of the training file, but at least 1. A smaller fit says that the scores carry next to
         nothing there (0.01 was seen on 26 rows); trained at it, the loss would hardly depend on the weights."""
         return float(self.progress["scale"])
 
@@ -139,10 +186,11 @@ class Validation:
             "control_scale_1": None,
             "random": None,
             "most_frequent_position": None,
+            "elsewhere": {},
             "epochs": [],
             "best_epoch": 0,
         }
-        scores = self._scores() if self.questions else None
+        scores = self._scores(self.encoded) if self.questions else None
         fitted = self._fit_scale(scores)
         self.progress |= {"fitted_scale": fitted, "scale": max(1.0, fitted or 1.0)}
         if scores is not None:
@@ -162,6 +210,16 @@ class Validation:
                     ("most_frequent_position", by_position),
                 )
             }
+        if self.elsewhere:
+            found = self._metrics_elsewhere()
+            for part, _ in self.elsewhere:
+                uniform = part.uniform()
+                self.progress["elsewhere"][part.name] = {
+                    "control": found[part.name].to_dict(),
+                    "random": uniform.to_dict(),
+                }
+                rows = [("uniform guess", uniform), ("untuned base", found[part.name])]
+                print(f"{part.name}, which chooses nothing\n{format_table(rows)}\n", flush=True)
         if fitted and fitted < 1:
             print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")
         self._write()
@@ -175,7 +233,7 @@ class Validation:
         rows = self.scale_set()
         own = score_questions(self.model, rows, pack_tokens=self.pack_tokens, progress="scale")
         fitted = fit_scale(own, np.array([row.answer_index for row in rows], dtype=np.int64))
-        print(f"scale {fitted:.2f}: fitted on {len(rows)} training rows\n", flush=True)
+        print(f"scale {fitted:.2f}: fitted on {len(rows)} rows of the training file\n", flush=True)
         return fitted
 
     def after_epoch(self, epoch: int) -> bool:
@@ -184,11 +242,17 @@ class Validation:
             entry for entry in self.progress["epochs"] if entry["epoch"] < epoch
         ]  # a resumed run repeats an epoch
         entry: dict[str, Any] = {"epoch": epoch}
+        rows = []
         if self.questions:
-            probs = choice_probs(self._scores(), self.scale)
+            probs = choice_probs(self._scores(self.encoded), self.scale)
             metrics = self._metrics(probs)
             entry |= metrics.to_dict()
-            print(f"\nvalidation after epoch {epoch}\n{format_table([(f'epoch {epoch}', metrics)])}\n", flush=True)
+            rows.append((f"epoch {epoch}", metrics))
+        found = self._metrics_elsewhere()
+        entry["elsewhere"] = {name: each.to_dict() for name, each in found.items()}
+        rows += [(f"epoch {epoch}, {name}", each) for name, each in found.items()]
+        if rows:
+            print(f"\nvalidation after epoch {epoch}\n{format_table(rows)}\n", flush=True)
         self.progress["epochs"] = [*entries, entry]
         best = min([entry, *entries], key=lambda e: _log_loss(e) if self.chooses else -e["epoch"])
         self.progress["best_epoch"] = best["epoch"]
@@ -220,24 +284,38 @@ class Validation:
         if processes.is_main():
             write_sealed(self.path, self.progress)
 
-    def warn_if_control_is_better(self) -> None:
-        """The untuned base is often hard to beat; a user should hear of it before the test set does."""
-        if not self.questions:
-            return
+    def warn(self) -> None:
+        """The untuned base is often hard to beat, and a fine-tune can hurt elsewhere; a user should hear of it before the test set does."""
         entry = next(entry for entry in self.progress["epochs"] if entry["epoch"] == self.best_epoch)
-        best, control = _log_loss(entry), _log_loss(self.progress["control"])
-        if best >= control:
+        if self.questions and (best := _log_loss(entry)) >= (control := _log_loss(self.progress["control"])):
             print(
                 f"warning: no epoch beats the untuned base on validation (log loss {best:.3f}, untuned {control:.3f}); "
                 "compare both with inference.py before you submit",
                 file=sys.stderr,
             )
+        for name, before in self.progress["elsewhere"].items():
+            log_loss, uniform = _log_loss(entry["elsewhere"][name]), _log_loss(before["random"])
+            if log_loss >= uniform:
+                print(
+                    f"warning: {name}: log loss {log_loss:.3f} after epoch {self.best_epoch}, untuned {_log_loss(before['control']):.3f}, a uniform "
+                    f"guess {uniform:.3f}; this run is no better than guessing on such rows: train on some of them too, or blend it with the "
+                    "untuned base there",
+                    file=sys.stderr,
+                )
 
     def _patience_ended(self) -> bool:
         return self.chooses and self.progress["epochs"][-1]["epoch"] - self.best_epoch >= self.patience
 
-    def _scores(self) -> FloatArray:
-        return score_questions(self.model, self.encoded, pack_tokens=self.pack_tokens, progress="validation")
+    def _names(self) -> list[str]:
+        return [part.name for part, _ in self.elsewhere]
+
+    def _metrics_elsewhere(self) -> dict[str, Metrics]:
+        return {
+            part.name: judge(choice_probs(self._scores(part.encoded), self.scale)) for part, judge in self.elsewhere
+        }
+
+    def _scores(self, encoded: Sequence[EncodedQuestion]) -> FloatArray:
+        return score_questions(self.model, encoded, pack_tokens=self.pack_tokens, progress="validation")
 
     def _metrics(self, probs: FloatArray) -> Metrics:
         return compute_metrics(probs, self.answers, self.groups)

@@ -21,6 +21,8 @@ from ksat.data_report import find_suspects
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json
 from ksat.folds import assign_folds, fold_rows
+from ksat.metrics import compute_metrics
+from ksat.near_duplicates import near_rows
 from ksat.predictions import Predictions, read_probs, write_probs
 from ksat.questions import read_questions
 
@@ -273,11 +275,77 @@ def test_folds_stay_as_they_are_where_rows_are_left_out(here: Path) -> None:
     questions = read_questions("train.csv")
     settings = {"folds": 3, "fold": 1, "folds_sha256": None, "limit": None, "leave_out": None}
     tables = [(Path("train.csv"), questions)]
-    trained, held_out, folds = train._split(tables, settings)
-    write_questions(Path("test.csv"), [trained[0], held_out[0]])
-    rest, same, again = train._split(tables, settings | {"leave_out": "test.csv"})
-    assert (same, again) == (held_out, folds)
-    assert rest == [row for row in trained if row.passage not in {trained[0].passage, held_out[0].passage}] != trained
+    rows = train._split(tables, [], settings)
+    write_questions(Path("test.csv"), [rows.train[0], rows.valid[0]])
+    left = train._split(tables, [], settings | {"leave_out": "test.csv"})
+    assert (left.valid, left.folds, left.scale) == (rows.valid, rows.folds, rows.scale)
+    passages = {rows.train[0].passage, rows.valid[0].passage}
+    assert left.train == [row for row in rows.train if row.passage not in passages] != rows.train
+
+
+def test_all_folds_fit_their_scale_on_the_same_rows_of_the_first_file(here: Path) -> None:
+    """Each fitted its own on its own training rows, and a soup of folds was refused."""
+    questions = read_questions("train.csv")
+    other = [replace(question, id=f"x{i}", passage=f"{i} 다른 글이다") for i, question in enumerate(questions)]
+    tables = [(Path("train.csv"), questions), (Path("other.csv"), other)]
+    base = {"folds": 3, "folds_sha256": None, "limit": None, "leave_out": None}
+    found = [train._split(tables, [], base | {"fold": fold}) for fold in range(3)]
+    assert found[0].scale == found[1].scale == found[2].scale
+    assert sorted(row.id for row in found[0].scale) == sorted(row.id for row in questions)
+    assert all(rows.elsewhere == {} for rows in found)
+    whole = {"folds": None, "valid_fraction": 0.0, "seed": 0, "limit": None, "leave_out": None}
+    assert len(train._split(tables, [], whole).scale) == len(questions) + len(other)
+
+
+def test_rows_of_every_file_are_held_out_and_those_near_to_them_are_not_trained_on(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = read_questions("train.csv")
+    texts = [
+        f"{i}번째 마을에는 " + " ".join(f"{chr(0xAC00 + 211 * i + 17 * k)}{k}" for k in range(60)) for i in range(40)
+    ]
+    other = [replace(questions[i % 18], id=f"x{i}", passage=text) for i, text in enumerate(texts)]
+    other += [replace(questions[0], id="shared", passage=questions[0].passage + "!")]
+    settings = {"folds": None, "valid_fraction": 0.2, "seed": 0, "limit": None, "leave_out": None}
+    tables = [(Path("train.csv"), questions), (Path("other.csv"), other)]
+    apart = train._split(tables, [], settings)
+    trained = [next(row for row in apart.train if (row in questions) == is_first) for is_first in (True, False)]
+    watched = [replace(row, id=f"w{i}", passage=f"{row.passage} 끝.") for i, row in enumerate(trained)]
+    watched += [replace(questions[0], id="w2", passage="아무 데도 없는 글 " * 9)]
+    rows = train._split(tables, [(Path("watched.csv"), watched)], settings)
+    alone = train._split(tables[:1], [], settings)
+    assert rows.valid == apart.valid == alone.valid
+    assert rows.elsewhere.keys() == {"other.csv", "watched.csv"} and rows.elsewhere["watched.csv"] == watched
+    assert 0 < len(rows.elsewhere["other.csv"]) <= len(rows.valid)
+    held_out = [row for own in (rows.valid, *rows.elsewhere.values()) for row in own]
+    assert not near_rows(rows.train, held_out)
+    assert "shared" not in {row.id for row in rows.elsewhere["other.csv"]}  # on a passage of the first file
+    gone = {row.id for row in [*questions, *other]} - {row.id for row in [*rows.train, *held_out]}
+    assert gone == {row.id for row in [*questions, *other] if near_rows([row], held_out)} - {row.id for row in held_out}
+    num_near = len(near_rows(apart.train, watched))
+    assert num_near >= 2 and f"--valid watched.csv: {num_near} of " in capsys.readouterr().out
+    assert train._split(tables, [], settings | {"valid_fraction": 0.0}).elsewhere == {}
+    with pytest.raises(InputError, match="have an id that another file of --train or --valid has.* 'watched-x0'"):
+        train._split(tables, [(Path("watched.csv"), other[:1])], settings)
+
+
+def test_a_run_shows_what_training_does_to_another_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    watched = [replace(question, id=f"w{question.id}") for question in make_questions(5, first=900)]
+    write_questions(Path("watched.csv"), watched)
+    train.main(command("--valid", "watched.csv", "--run", "seen", "--epochs", "2"))
+    told = capsys.readouterr()
+    assert ", 5 of watched.csv to look at, scored by" in told.out
+    assert "watched.csv, which chooses nothing" in told.out and "| epoch 2, watched.csv" in told.out
+    folder = Path("checkpoints/seen")
+    settings, metrics = read_json(folder / "run.json")["settings"], read_json(folder / "metrics.json")
+    assert settings["valid"] == ["watched.csv"] and settings["valid_sha256"] == [file_sha256(Path("watched.csv"))]
+    after = metrics["epochs"][settings["best_epoch"] - 1]["elsewhere"]["watched.csv"]
+    inference.main(["--ckpt", str(folder), "--test", "watched.csv", "--out", "again", "--device", "cpu"])
+    predictions = read_probs(Path("submissions/again.probs.csv"))
+    own = compute_metrics(predictions.probs, np.array([row.answer for row in watched]), [row.id for row in watched])
+    assert after["log_loss"]["value"] == pytest.approx(own.log_loss.value, abs=1e-4)  # type: ignore[union-attr]
+    uniform = metrics["elsewhere"]["watched.csv"]["random"]["log_loss"]["value"]
+    assert ("warning: watched.csv: log loss" in told.err) == (after["log_loss"]["value"] >= uniform)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +362,7 @@ def test_folds_stay_as_they_are_where_rows_are_left_out(here: Path) -> None:
         (["--folds", "3", "--fold", "0", "--patience", "2"], "held-out rows choose no epoch"),
         (["--folds", "40", "--all", "--run", "x"], "--folds 40: 18 questions on "),
         (["--leave-out", "x.csv", "--data-report"], "--leave-out is for training"),
+        (["--valid", "x.csv", "--data-report"], "--valid is for training"),
         (["--oof", "x.csv"], "--against and --oof are for --data-report"),
     ],
 )

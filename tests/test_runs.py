@@ -140,7 +140,7 @@ SETTINGS: dict[str, Any] = {
     "max_tokens": 4096, "quantization": "none", "data": [{"file": "data/train.csv", "sha256": SHA}], "valid_fraction": 0.1, "prompt": None,
     "limit": None, "seed": 0, "report_to": "none", "rank": 8, "alpha": 16.0, "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 1e-4,
     "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.0, "questions_per_step": 4, "patience": 1, "loss": "choices",
-    "choice_orders": 1, "folds": None, "fold": None, "folds_sha256": None, "leave_out": None, "leave_out_sha256": None, "context_when": "short:300", "kinds": "kinds.csv", "kinds_sha256": SHA, "answer_positions": {"4": [3, 0, 1, 2]}, "dtype": "float32",
+    "choice_orders": 1, "folds": None, "fold": None, "folds_sha256": None, "leave_out": None, "leave_out_sha256": None, "valid": ["other.csv"], "valid_sha256": [SHA], "context_when": "short:300", "kinds": "kinds.csv", "kinds_sha256": SHA, "answer_positions": {"4": [3, 0, 1, 2]}, "dtype": "float32",
     "engine": "transformers", "pack_tokens": 512,
 }  # fmt: skip
 
@@ -199,7 +199,7 @@ def test_every_edit_of_every_field_is_found_out(folder: Path) -> None:
         ("settings", {"rank": 4, "context_when": "some"}), ("settings", {"rank": 4, "answer_positions": {"4": [1]}}), ("data", [{"file": "x"}]), ("data", {}), ("versions", {"torch": 2}),
         ("valid_fraction", 0.6), ("prompt", 1), ("limit", 0), ("seed", -1), ("report_to", None), ("rank", 1.5), ("alpha", 0), ("dropout", 1),
         ("rslora", 1), ("epochs", 0), ("lr", 1.1), ("schedule", "step"), ("warmup", 1), ("weight_decay", -1), ("questions_per_step", 0),
-        ("patience", 0), ("loss", "mse"), ("choice_orders", 0), ("folds", 1), ("fold", -1), ("folds_sha256", "x"), ("leave_out", 1), ("leave_out_sha256", "x"), ("context_when", "short:0"), ("kinds", 1), ("answer_positions", {"2": [1, -1]}),
+        ("patience", 0), ("loss", "mse"), ("choice_orders", 0), ("folds", 1), ("fold", -1), ("folds_sha256", "x"), ("leave_out", 1), ("leave_out_sha256", "x"), ("valid", []), ("valid", "other.csv"), ("valid_sha256", None), ("valid_sha256", ["x"]), ("context_when", "short:0"), ("kinds", 1), ("answer_positions", {"2": [1, -1]}),
         ("dtype", "int8"), ("engine", "vllm"), ("pack_tokens", None),
     ],
 )  # fmt: skip

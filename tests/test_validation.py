@@ -13,12 +13,12 @@ from ksat.files import read_json
 from ksat.metrics import fit_scale
 from ksat.run_folders import seal
 from ksat.sealed import write_sealed
-from ksat.validation import Validation
+from ksat.validation import HeldOut, Validation
 
 METRICS = {"log_loss": {"value": 1.2}}
 PROGRESS: dict[str, Any] = {
     "scale": 1.0, "fitted_scale": None, "control": METRICS, "control_scale_1": METRICS, "random": {}, "most_frequent_position": {}, "best_epoch": 2,
-    "epochs": [{"epoch": 1, **METRICS}, {"epoch": 2, **METRICS}],
+    "elsewhere": {}, "epochs": [{"epoch": 1, **METRICS, "elsewhere": {}}, {"epoch": 2, **METRICS, "elsewhere": {}}],
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_what_was_written_is_known_again(tmp_path: Path) -> None:
         "control_scale_1": None,
         "random": None,
         "most_frequent_position": None,
-        "epochs": [{"epoch": 2}],
+        "epochs": [{"epoch": 2, "elsewhere": {}}],
     }
     assert recall(tmp_path, no_rows, with_rows=False) == no_rows
     before_the_first_epoch = {**PROGRESS, "epochs": [], "best_epoch": 0}
@@ -82,8 +82,9 @@ def test_rows_that_only_judge_do_not_fit_the_scale(
     "fields",
     [
         {"scale": 0.5}, {"scale": "1"}, {"scale": True}, {"scale": 1e9}, {"fitted_scale": 0}, {"control": None}, {"control": {"log_loss": 1}},
-        {"control": {"log_loss": {"value": "1"}}}, {"epochs": None}, {"epochs": [{"epoch": 2}]}, {"epochs": [{"epoch": "2", **METRICS}]},
-        {"epochs": [METRICS]}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"most_frequent_position": 1}, {"other": 1},
+        {"control": {"log_loss": {"value": "1"}}}, {"epochs": None}, {"epochs": [{"epoch": 2, "elsewhere": {}}]}, {"epochs": [{"epoch": "2", **METRICS, "elsewhere": {}}]},
+        {"epochs": [{**METRICS, "elsewhere": {}}]}, {"epochs": [{"epoch": 2, **METRICS}]}, {"epochs": [{"epoch": 2, **METRICS, "elsewhere": {"a": METRICS}}]},
+        {"elsewhere": {"a": {"control": METRICS, "random": METRICS}}}, {"elsewhere": None}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"most_frequent_position": 1}, {"other": 1},
     ],
 )  # fmt: skip
 def test_fields_of_another_kind_are_not_used(
@@ -110,3 +111,51 @@ def test_the_most_frequent_position_stands_beside_the_uniform_guess(
     names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert names[2:] == ["uniform guess", "most frequent position", "untuned base"]
     assert read_json(tmp_path / "progress.json")["most_frequent_position"]["accuracy"]["value"] == 1.0
+
+
+def test_rows_of_other_files_are_told_apart_choose_nothing_and_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch may be the best on the first file and worse than guessing on another."""
+    own, others = make_questions(6), [replace(question, id=f"x{question.id}") for question in make_questions(8)]
+    now = 0
+
+    def scores(_: object, encoded: list[Any], **__: object) -> Any:
+        """Better from epoch to epoch on the first file, and surely wrong on the other."""
+        table = np.array([[0.0] * q.num_choices + [np.nan] * (5 - q.num_choices) for q in encoded])
+        slope = -2.0 if encoded[0].id.startswith("x") else 0.3
+        for row, question in zip(table, encoded, strict=True):
+            row[question.answer - 1] = 0.1 + slope * now
+        return table
+
+    monkeypatch.setattr("ksat.validation.score_questions", scores)
+    known: dict[str, Any] = {
+        "folder": tmp_path,
+        "score_by": "label",
+        "pack_tokens": 300,
+        "patience": 5,
+        "positions": {},
+    }
+    model = mock.Mock()
+    monkeypatch.setattr(Validation, "_save_adapter", lambda _, folder: folder.mkdir())
+    part = HeldOut("other.csv", others, others)  # type: ignore[arg-type]  # what is encoded is only scored
+    validation = Validation(model, own, own, **known, elsewhere=[part])  # type: ignore[arg-type]
+    validation.control()
+    assert "other.csv, which chooses nothing" in capsys.readouterr().out
+    for now in (1, 2):
+        validation.after_epoch(now)
+        assert f"epoch {now}, other.csv" in capsys.readouterr().out
+    assert validation.best_epoch == 2
+    stored = validation.progress
+    before = stored["elsewhere"]["other.csv"]
+    after = [entry["elsewhere"]["other.csv"]["log_loss"]["value"] for entry in stored["epochs"]]
+    uniform = np.mean([np.log(question.num_choices) for question in others])
+    assert before["control"]["log_loss"]["value"] < before["random"]["log_loss"]["value"] == pytest.approx(uniform)
+    assert after[1] > after[0] > uniform
+    validation.warn()
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: other.csv: log loss {after[1]:.3f} after epoch 2, untuned ")
+    assert f"a uniform guess {uniform:.3f}; this run is no better than guessing on such rows" in told
+    again = Validation(model, own, own, **known, elsewhere=[part])  # type: ignore[arg-type]
+    assert again.progress == stored
+    assert Validation(model, own, own, **known).progress == {}  # without the other file it is another training

@@ -584,7 +584,7 @@ def progress_json(rng: Random, desk: Desk) -> None:
         require(validation.scale >= 1, f"scale {validation.scale!r} is taken")
     if validation.progress["epochs"]:
         require(validation.best_epoch >= 1, "a best epoch below 1")
-        validation.warn_if_control_is_better()
+        validation.warn()
 
 
 def blend_json(rng: Random, desk: Desk) -> None:
