@@ -157,7 +157,10 @@ def test_killed_in_the_middle_it_goes_on(here: Path) -> None:
 
 def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_children_here(monkeypatch)
-    write_questions(Path("apart.csv"), make_questions(6, first=40))
+    # Texts of their own: all others follow one pattern, and are near-duplicates of what is trained on.
+    texts = [" ".join(f"{chr(0xAC00 + 97 * i + 13 * k)}{k}" for k in range(30)) for i in range(6)]
+    apart = [replace(q, passage=text) for q, text in zip(make_questions(6, first=40), texts, strict=True)]
+    write_questions(Path("apart.csv"), apart)
     command = ["--score", "apart.csv", "--bases", str(base_folder()), "--finetune", "--train", "train.csv", *CPU]
     explore.main(command)
     slug = Candidate(str(base_folder())).slug
@@ -172,7 +175,7 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
     explore.main(command)
     assert (run / "run.json").stat().st_mtime_ns == before
     # Other questions are scored by the same run; other training data are another run, and an older one is never taken for it.
-    write_questions(Path("apart.csv"), make_questions(5, first=40))
+    write_questions(Path("apart.csv"), apart[:5])
     with pytest.raises(InputError, match="was scored there with other questions"):
         explore.main(command)
     candidate = Candidate(str(base_folder()))
@@ -307,7 +310,7 @@ def test_without_a_gpu_a_network_or_a_whole_config(here: Path, capsys: pytest.Ca
     cut.mkdir()
     (cut / "config.json").write_text((base_folder() / "config.json").read_text()[:100])
     for flags, expected in (
-        ([], "no GPU on this machine; name the card to plan for: --gpu t4|"),
+        ([], "no GPU on this machine; name the card to plan for: --gpu 4060|"),
         (["--gpu", "t4", "--bases", "nobody/nothing"], "--bases nobody/nothing: can't be loaded ("),
         (["--gpu", "t4", "--bases", "cut"], "--bases cut: can't be loaded ("),
     ):
