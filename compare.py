@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import ArgumentParser, file_path, path_text, positive
+from ksat.flags import KINDS_HELP, ArgumentParser, file_name, file_path, kinds_file, path_text, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="labelled questions, or id,answer with --questions",
     )
     add("--questions", type=file_path, metavar="CSV", help="the questions, where --answers has labels alone")
+    add("--kinds", type=file_name, metavar="FILE|wording", help=KINDS_HELP)
     add(
         "--half",
         type=positive,
@@ -64,16 +65,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.out is None and args.overwrite:
         raise InputError("--overwrite needs --out NAME: nothing is written without it")
     if args.out is None:
-        print(format_comparison(compare(args.runs, args.answers, args.questions, half=args.half), pick=args.pick_two))
+        found = compare(args.runs, args.answers, args.questions, kinds=args.kinds, half=args.half)
+        print(format_comparison(found, pick=args.pick_two))
         return
     folder = COMPARISONS / require_name("--out", args.out)
     of_pairs, names = ("comparison.csv", "comparison.png"), ["comparison.md"]
     if len(args.runs) > 1:
         names = [*of_pairs, *names]
     paths = [folder / name for name in names]
-    inputs = [*args.runs, args.answers, args.questions]
+    inputs = [*args.runs, args.answers, args.questions, kinds_file(args.kinds)]
     with claim_outputs(paths, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
-        found = compare(args.runs, args.answers, args.questions, half=args.half)
+        found = compare(args.runs, args.answers, args.questions, kinds=args.kinds, half=args.half)
         text = format_comparison(found, pick=args.pick_two)
         stale = [folder / name for name in of_pairs if name not in names] if outputs.are_ours else []
         outputs.write(_writers(found, text), before_done=lambda: remove_all(stale))

@@ -17,6 +17,7 @@ from ksat.devices import GPUS, Device, find_device
 from ksat.errors import InputError, exit_code
 from ksat.files import require_name
 from ksat.flags import (
+    KINDS_HELP,
     ArgumentParser,
     add_engine_flags,
     data_file,
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="labelled questions; each of --bases scores them, untuned, in a process of its own",
     )
     add("--answers", type=file_name, metavar="CSV", help="gold answers, if --score has none")
+    add("--kinds", type=file_name, metavar="FILE|wording", help=KINDS_HELP)
     add("--limit", type=positive, metavar="N", help="score the first N questions")
     add("--finetune", action="store_true", help="train each base first, with train.py's defaults")
     add(
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise InputError(f"--{name} is for the fit table; leave it out, or leave --score out")
         _score(args)
         return
-    for name in ("answers", "limit", "finetune", "train", "leaderboard", "out", "overwrite"):
+    for name in ("answers", "kinds", "limit", "finetune", "train", "leaderboard", "out", "overwrite"):
         if getattr(args, name) not in (None, False):
             raise InputError(f"--{name} needs --score CSV: it is about scoring bases")
     _fit(args)
@@ -103,7 +105,7 @@ def _fit(args: argparse.Namespace) -> None:
     for name, default in unused.items():
         if getattr(args, name) != default:
             raise InputError(
-                f"--{name.replace('_', '-')} needs --score CSV: the table of what fits does not depend on it"
+                f"--{'no-' if default is True else ''}{name.replace('_', '-')} needs --score CSV: the table of what fits does not depend on it"
             )
     if args.explain and args.bases:
         raise InputError("--explain BASE is about one base; leave --bases out")
@@ -166,7 +168,7 @@ def _score(args: argparse.Namespace) -> None:
     if not args.bases:
         raise InputError("--score needs --bases A,B,...: the bases to compare")
     candidates, settings = parse_candidates(args.bases), _settings(args)
-    questions = read_questions(settings.questions)[: args.limit]
+    questions = read_questions(settings.questions, kinds=args.kinds)[: args.limit]
     gold = {question.id: question.answer for question in questions if question.answer is not None}
     judged = judge(questions, read_answers(args.answers) if args.answers else gold)
     board = read_leaderboard(Path(args.leaderboard)) if args.leaderboard else {}

@@ -133,6 +133,10 @@ def main(argv: list[str] | None = None) -> None:
     run = _read_run(args)
     shots = _shots(args)
     setup = _setup(args, device, run)
+    if args.kinds and not setup["context_when"].startswith("kind="):
+        raise InputError(
+            "--kinds: here kinds decide only who gets a context; add --context-when kind=..., or leave it out"
+        )
     require_label(args.choice_orders, setup["score_by"])
     questions = read_questions(test, kinds=setup["kinds"])[: args.limit]
     args.choice_orders = args.choice_orders.at_most(questions)
@@ -226,6 +230,12 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
     )
     # A run may be asked without its context, or with another rule: that is how its worth is found.
     rule = args.context_when.name if args.context_when else run.settings.get("context_when", "none")
+    if rule.startswith("kind=") and "kinds" not in run.settings:
+        print(
+            f"warning: {args.ckpt} is of before the number of choices told kinds, so --context-when {rule} may take other rows than in its "
+            "training; --kinds wording is nearer to that",
+            file=sys.stderr,
+        )
     return {name: getattr(run, name) for name in names} | {
         "shots": 0,
         "rank": run.settings["rank"],

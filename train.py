@@ -747,6 +747,7 @@ def _announce(
         device,
         rank=settings["rank"],
         nf4=settings["quantization"] == "nf4",
+        dtype=settings["dtype"],
         tokens=min(TYPICAL_TOKENS, settings["max_tokens"]),
         offload_embedding=offload_embedding,
     )

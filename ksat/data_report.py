@@ -119,7 +119,7 @@ def _kinds_text(name: str, rows: Sequence[Question]) -> str:
     if not any(question.kind_hint for question in rows):
         return ""
     return (
-        f"{name}: where no column tells, four choices count as knowledge (KMMLU, MMMLU) and five as reading (college entrance exam, "
+        f"{name}: where no column tells, four choices count as knowledge (KMMLU, MMMLU) and five, with a passage, as reading (college entrance exam, "
         "KLUE), as in the competition's files; --kinds wording goes by the wording instead.\n"
     )
 
@@ -143,7 +143,7 @@ def _skew_text(name: str, rows: Sequence[Question]) -> str:
         return ""
     return (
         f"**{name}: {'; '.join(found)}**, more than chance. A model may learn the place and not the content: train with "
-        "--choice-orders K, K up to the number of choices, so that every place is right as often.\n"
+        "--choice-orders K, K the number of choices, so that every place is right as often.\n"
     )
 
 

@@ -32,6 +32,7 @@ def peak(
     training: bool = True,
     offload_embedding: bool = False,
     nf4: bool = True,
+    dtype: str = "auto",
 ) -> MemoryEstimate:
     """Bytes at the peak of a step over one prompt, the least that can do: all layers recomputed on a GPU, none on a CPU.
 
@@ -43,12 +44,13 @@ def peak(
         training: forward, backward and Adam, in 8 bits on a GPU; False is scoring with a LoRA.
         offload_embedding: the embedding lies in the machine's memory.
         nf4: the layers' weights are in nf4.
+        dtype: of --dtype.
     """
     on_cpu = device.kind == "cpu"
     settings = StepSettings(
         rank=rank,
         training=training,
-        compute_bytes=4 if choose_dtype("auto", device, base.name) == "float32" else 2,
+        compute_bytes=4 if choose_dtype(dtype, device, base.name) == "float32" else 2,
         nf4=nf4,
         adapter_bytes=(16 if on_cpu else 10) if training else 4,
         elementwise="eager" if base.needs_rows else "fused" if on_cpu else "liger",
@@ -297,6 +299,7 @@ def check_room(
     *,
     rank: int,
     nf4: bool,
+    dtype: str = "auto",
     tokens: int = TYPICAL_TOKENS,
     offload_embedding: bool = False,
 ) -> str:
@@ -307,6 +310,7 @@ def check_room(
         device: where it trains; on the CPU the machine's memory counts.
         rank: of the LoRA.
         nf4: the weights are quantised while loading.
+        dtype: that is computed in.
         tokens: of a prompt.
         offload_embedding: the embedding lies in the machine's memory.
 
@@ -317,7 +321,9 @@ def check_room(
     if known is None:
         return ""
     in_nf4 = nf4 or known.is_quantized
-    estimate = peak(known, device, tokens=tokens, rank=rank, offload_embedding=offload_embedding, nf4=in_nf4)
+    estimate = peak(
+        known, device, tokens=tokens, rank=rank, offload_embedding=offload_embedding, nf4=in_nf4, dtype=dtype
+    )
     there, where = device.memory_gib * GIB, device.name
     if device.kind == "cpu":
         there, where = machine_memory(), "this machine"

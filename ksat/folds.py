@@ -87,7 +87,9 @@ def fold_rows(folds: Folds, fold: int) -> tuple[list[int], list[int]]:
     return [row for row, own in enumerate(folds.folds) if own != fold], held_out
 
 
-def split_validation(questions: Sequence[Question], fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
+def split_validation(
+    questions: Sequence[Question], fraction: float, *, seed: int, groups: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
     """Indices of the training and of the validation rows, each ascending.
 
     Rows of one passage stay together, and near-duplicates with them; the shares of 2- to 5-choice rows are kept (scikit-learn's
@@ -97,6 +99,7 @@ def split_validation(questions: Sequence[Question], fraction: float, *, seed: in
         questions: all rows.
         fraction: share of the rows to hold out, 0 (none) to 0.5.
         seed: shuffles the passages.
+        groups: passage_groups of the questions, where they are known.
 
     Raises:
         InputError: fraction out of range, or fewer than two passages to split (near-duplicates count as one).
@@ -108,8 +111,8 @@ def split_validation(questions: Sequence[Question], fraction: float, *, seed: in
     from sklearn.model_selection import StratifiedGroupKFold  # a second to import
 
     order = sorted(range(len(questions)), key=lambda i: questions[i].id)
-    keys = passage_groups(questions)
-    groups = np.array([keys[i] for i in order])
+    known = passage_groups(questions) if groups is None else groups
+    groups = np.array([known[i] for i in order])
     strata = np.array([questions[i].num_choices for i in order])
     num_passages = len(set(groups))
     if num_passages < 2:

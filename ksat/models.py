@@ -202,7 +202,7 @@ def _clear_load_errors(base: str, flag: str) -> Iterator[None]:
     """
     import torch
 
-    silent = look_for_hub(base)
+    silent = "" if is_embedded(base) else look_for_hub(base)
     try:
         yield
     except torch.OutOfMemoryError:  # says nothing of the base

@@ -23,7 +23,7 @@ SAME_CONTAINED = (
 FEWEST_EXCERPT = 76  # 3-grams of an excerpt; a shorter one may be a phrase that many texts have
 # Sentences after one pattern, with other names, share up to 0.67 and contain up to 0.81; so do questions without a passage.
 SHORT, SHORT_JACCARD, SHORT_CONTAINED = 50, 0.7, 0.85
-FEWEST_LETTERS = 20  # a shorter text says too little: it is the same only letter by letter
+FEWEST_LETTERS = 20  # a shorter text says too little: it is the same only if nothing but blanks differs
 RARE = 20  # a 5-gram that more passages have is a phrase or a pattern
 _NEIGHBOURS_SHARE = 0.1  # of the shorter one's 5-grams
 _NUM_HASHES, _FEWEST_AGREEING = (
@@ -147,7 +147,7 @@ def _near(texts: dict[str, _Text]) -> list[tuple[str, str, float]]:
 
 
 def _candidates(letters: Sequence[str]) -> set[tuple[int, int]]:
-    """Pairs of indices, the smaller first, that may be near-duplicates; their number is linear in that of the texts.
+    """Pairs of indices, the smaller first, that may be near-duplicates; of one text at most some RARE times the number of its 5-grams.
 
     A 5-gram that one text has pairs it with nobody, and one that many have would pair all with all. So MinHash sees the
     others alone, in which near-duplicates are far more alike, and what many have pairs a text with its neighbours only.

@@ -168,6 +168,10 @@ def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | Non
     )
     ids = [value.strip() for value in table["id"]]
     require_unique_ids(ids, path)
+    cells = set(map(_clean, table.get("kind", []))) - {""}
+    if cells and not cells & set(KINDS):
+        _warn(f"{path}: its column 'kind' says neither reading nor knowledge anywhere, and is not used")
+        table = table.drop(columns="kind")
     parse: Callable[[dict[str, str]], dict[str, object]] = _parse_flat if flat else _parse_problems
     form = _FORMS["choices" if flat else "problems"]
     questions: list[Question] = []
@@ -190,6 +194,8 @@ def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | Non
         )
     if kinds not in (None, WORDING):
         told = _read_kinds(Path(kinds))
+        if not any(question.id in told for question in questions):
+            _warn(f"{kinds}: tells the kind of none of the {len(questions)} questions of {path}; is it to other ids?")
         questions = [replace(question, kind=told.get(question.id, question.kind)) for question in questions]
     if kinds != WORDING and choices_tell_kinds(questions):
         questions = [replace(question, kind_hint=kind_by_choices(question)) for question in questions]
@@ -202,14 +208,12 @@ def _read_kinds(path: Path) -> dict[str, Kind]:
     require_columns(table, path, ["id", "kind"])
     ids = [value.strip() for value in table["id"]]
     require_unique_ids(ids, path)
-    found: dict[str, Kind] = {}
-    for row_id, cell in zip(ids, table["kind"], strict=True):
-        try:
-            if kind := _kind(cell):
-                found[row_id] = kind
-        except _RowError as error:
-            raise bad_rows(path, error.rule, [(row_id, error.found)], error.remedy) from error
-    return found
+    found = {row_id: _clean(cell) for row_id, cell in zip(ids, table["kind"], strict=True)}
+    if bad := [(row_id, show(cell)) for row_id, cell in found.items() if cell not in ("", *KINDS)]:
+        raise bad_rows(
+            path, "have a kind that is neither", bad, "write reading, knowledge or nothing into the column 'kind'"
+        )
+    return {row_id: kind for row_id, cell in found.items() for kind in KINDS if cell == kind}
 
 
 @functools.cache
@@ -385,6 +389,8 @@ def _clean(text: str) -> str:
 
 
 def passage_key(question: Question) -> str:
-    """What rows of one passage have in common; rows without a passage stand alone."""
-    text = "".join(question.passage.split())
-    return hashlib.sha256(text.encode()).hexdigest() if text else f"id:{question.id}"
+    """What rows of one passage have in common, and rows without one that ask the same, in whatever order of choices; blanks aside."""
+    texts = [question.passage]
+    if not "".join(question.passage.split()):
+        texts += [question.question, question.question_plus, *sorted(question.choices)]
+    return hashlib.sha256("\0".join("".join(text.split()) for text in texts).encode()).hexdigest()

@@ -20,7 +20,7 @@ from ksat.bm25 import Index
 from ksat.corpus import cut_passages, read_corpus
 from ksat.errors import InputError, exit_code
 from ksat.files import claim_outputs, csv_writer, require_no_input
-from ksat.flags import ArgumentParser, file_path, positive
+from ksat.flags import KINDS_HELP, ArgumentParser, file_name, file_path, kinds_file, positive
 from ksat.kinds import find_kind
 from ksat.near_duplicates import letters_of
 from ksat.questions import Question, read_csv_rows, read_questions
@@ -150,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="the competition's file, with or without answers",
     )
+    add("--kinds", type=file_name, metavar="FILE|wording", help=KINDS_HELP)
     add("--out", required=True, type=file_path, metavar="CSV", help="where to write it with its context")
     add("--top", type=positive, default=3, metavar="N", help="passages a question at most (default: 3)")
     add(
@@ -166,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Fills the column and prints how many rows got what."""
     args = build_parser().parse_args(argv)
-    inputs = [args.corpus, args.questions]
+    inputs = [args.corpus, args.questions, kinds_file(args.kinds)]
     require_no_input([args.out], inputs, "--out")
     if args.out.is_file() and args.overwrite and "context" not in read_csv_rows(args.out)[0]:
         raise InputError(f"--out {args.out}: has no column 'context', so it is none of ours; take another name")
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
 def _find_contexts(args: argparse.Namespace) -> tuple[list[Question], list[Context]]:
     from tqdm import tqdm
 
-    questions = read_questions(args.questions)
+    questions = read_questions(args.questions, kinds=args.kinds)
     if "context" in read_csv_rows(args.questions)[0]:
         raise InputError(f"--questions {args.questions}: has a column 'context' already; take the file without it")
     started = time.monotonic()

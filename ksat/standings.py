@@ -96,7 +96,7 @@ def judge(questions: Sequence[Question], answers: Mapping[str, int]) -> Judged:
             f"{len(chosen)} of {len(questions)} questions have an answer, on {len(set(groups))} passages; bases are compared "
             "on two passages at least: give labelled rows, or --answers"
         )
-    half_a, half_b = split_validation(chosen, 0.5, seed=SEED)
+    half_a, half_b = split_validation(chosen, 0.5, seed=SEED, groups=groups)
     parts: dict[str, Sequence[int]] = {"all": range(len(chosen)), "A": half_a, "B": half_b}
     kinds = [find_kind(question) for question in chosen]
     for kind in ("reading", "knowledge"):

@@ -50,13 +50,21 @@ class Comparison:
         return ahead_again(self.boards.accuracy, a, b), ahead_again(self.boards.macro_f1, a, b)
 
 
-def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | None, *, half: int | None) -> Comparison:
+def compare(
+    files: Sequence[Path],
+    answers_path: Path,
+    questions_path: Path | None,
+    *,
+    kinds: str | None = None,
+    half: int | None,
+) -> Comparison:
     """Compares probability files.
 
     Args:
         files: one or more, of the same questions in any order.
         answers_path: labelled questions, or `id,answer`.
         questions_path: the questions, where the answers are labels alone.
+        kinds: of read_questions.
         half: questions in a half of the leaderboard; None for half of those compared.
 
     Raises:
@@ -71,7 +79,7 @@ def compare(files: Sequence[Path], answers_path: Path, questions_path: Path | No
     first = members[0].predictions
     counts = dict(zip(first.ids, first.num_choices.tolist(), strict=True))
     tables = align_members(members, counts, files[0])
-    questions = {question.id: question for question in read_questions(questions_path or answers_path)}
+    questions = {question.id: question for question in read_questions(questions_path or answers_path, kinds=kinds)}
     answers = read_answers(answers_path)
     if unknown := [row_id for row_id in counts if row_id not in questions or row_id not in answers]:
         raise InputError(

@@ -275,6 +275,7 @@ def test_a_base_that_does_not_fit_is_refused_or_warned_of(monkeypatch: pytest.Mo
         "Qwen/Qwen3-8B", CPU, rank=64, nf4=True
     )
     assert check_room("Qwen/Qwen3-4B", CPU, rank=8, nf4=True, tokens=256) == ""
+    assert check_room("Qwen/Qwen3-8B", CPU, rank=8, nf4=False, tokens=256, dtype="bfloat16") == ""
     assert check_room("embedded", CPU, rank=64, nf4=False) == ""
     with pytest.raises(InputError, match="T4 16 GB has 14.6 GiB; take a smaller base$"):
         check_room(BIG, T4, rank=64, nf4=True)

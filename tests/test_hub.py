@@ -68,3 +68,11 @@ def test_a_folder_was_meant_as_it_stands(tmp_path: Path, monkeypatch: pytest.Mon
     Path("Qwen3-14").mkdir()
     assert hub.did_you_mean("Qwen3-14") == ""
     assert not hub.is_hub_name("Qwen3-14") and not hub.is_hub_name("./a/b/c") and hub.is_hub_name("a/b")
+
+
+def test_a_base_that_is_here_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded one has the form of a hub's name."""
+    monkeypatch.setattr(hub, "_why_unreachable", lambda: pytest.fail("the hub is asked"))
+    monkeypatch.setattr("ksat.models.base_path", lambda base: str(base_folder()))
+    load_config("embedded")
+    load_tokenizer("embedded-small")

@@ -162,6 +162,27 @@ def test_what_is_told_comes_before_the_number_of_choices(tmp_path: Path) -> None
     assert changed == {"4-0": "knowledge", "4-1": "reading"}
 
 
+def test_a_file_of_other_ids_and_a_foreign_column_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = competition(2)
+    kinds = tmp_path / "kinds.csv"
+    kinds.write_text("id,kind\nnope,knowledge\n")
+    read_questions(write(tmp_path / "x.csv", rows), kinds=str(kinds))
+    assert f"{kinds}: tells the kind of none of the 4 questions of {tmp_path / 'x.csv'}" in capsys.readouterr().err
+    foreign = write(
+        tmp_path / "y.csv", [replace(row, kind=name) for row, name in zip(rows, ["수능", "", "내신", ""], strict=True)]
+    )  # type: ignore[arg-type]
+    assert [q.kind for q in read_questions(foreign)] == [""] * 4
+    assert (
+        "y.csv: its column 'kind' says neither reading nor knowledge anywhere, and is not used"
+        in capsys.readouterr().err
+    )
+    kinds.write_text("id,kind\n4-0,Reading\n4-1,reading\n5-0,both\n")
+    with pytest.raises(
+        InputError, match=r"kinds.csv: 2 of the rows have a kind that is neither .*'4-0': 'Reading'.*'5-0': 'both'"
+    ):
+        read_questions(foreign, kinds=str(kinds))
+
+
 def test_kinds_of_another_name_are_refused(tmp_path: Path) -> None:
     rows = competition(2)
     path = write(tmp_path / "x.csv", [replace(rows[0], kind="history"), *rows[1:]])  # type: ignore[arg-type]

@@ -143,3 +143,25 @@ def test_rows_near_to_those_of_another_file() -> None:
     assert near_rows(firsts[:4], there) == near_rows([], there) == near_rows(firsts, []) == []
     assert are_near(firsts[4], there[0]) and not are_near(firsts[4], there[1])
     assert are_near(replace(firsts[4], passage="짧다"), replace(there[0], passage="짧 다"))
+
+
+def test_rows_without_a_passage_are_told_by_what_they_ask_and_not_by_their_ids() -> None:
+    """Two files may count from 1 each; their first rows were one passage, and a short question was never found again."""
+    short = replace(
+        SAMPLES[0],
+        id="1",
+        passage="",
+        question="대한민국의 수도는?",
+        question_plus="",
+        choices=("서울", "부산", "대구", "인천"),
+    )
+    long = replace(short, id="2", question="조선을 세운 왕이 도읍을 옮긴 곳으로 알맞은 것은 무엇인가?")
+    other = replace(short, id="1", question="물의 끓는점은?", choices=("0도", "50도", "100도", "150도"))
+    turned = tuple(reversed(short.choices))
+    assert near_rows([short, long], [other]) == []
+    assert near_rows([short, long], [other, replace(long, id="9")]) == [1]
+    assert near_rows([other, short], [replace(short, id="8", choices=turned)]) == [1]
+    assert near_duplicate_pairs([short], [other]) == []
+    pairs = near_duplicate_pairs([short, long], [other, replace(short, id="7", choices=turned)])
+    assert [(pair.id_a, pair.id_b, pair.similarity) for pair in pairs] == [("1", "7", 1.0)]
+    assert len(set(passage_groups([short, replace(short, id="3"), replace(short, id="4", choices=turned)]))) == 1

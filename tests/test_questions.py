@@ -465,10 +465,13 @@ def make_questions(seed: int, num_rows: int = 200, num_passages: int = 120) -> l
     ]
 
 
-def test_passage_key_ignores_blanks_and_rows_without_a_passage_stand_alone() -> None:
+def test_passage_key_ignores_blanks_and_tells_rows_without_a_passage_by_what_they_ask() -> None:
     one, other = Question("a", "가 나\n다", "q", ("x", "y"), 1), Question("b", "가나 다", "q", ("x", "y"), 1)
     assert passage_key(one) == passage_key(other)
-    assert passage_key(Question("a", "", "q", ("x", "y"), 1)) != passage_key(Question("b", "", "q", ("x", "y"), 1))
+    bare = Question("a", "", "q", ("x", "y"), 1)
+    assert passage_key(bare) == passage_key(Question("b", " ", "q ", ("y", "x"), 2)) != passage_key(one)
+    others = [replace(bare, question="r"), replace(bare, question_plus="r"), replace(bare, choices=("x", "z"))]
+    assert len({passage_key(question) for question in [bare, *others]}) == 4
 
 
 @given(

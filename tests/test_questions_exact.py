@@ -243,7 +243,7 @@ def test_passages_are_the_same_but_for_blanks() -> None:
     keys = [passage_key(row) for row in (rows[0], Question("x", " p\n 0", "other", ("c", "d"), 2), rows[1])]
     assert keys[0] == keys[1] != keys[2]
     assert keys[0] == hashlib.sha256(b"p0").hexdigest()
-    assert passage_key(Question("x", " ", "q", ("a", "b"), 1)) == "id:x"
+    assert passage_key(Question("x", " ", "q", ("b", "a"), 1)) == hashlib.sha256(b"\0q\0\0a\0b").hexdigest()
 
 
 def test_an_answer_is_counted_from_zero_within() -> None:
