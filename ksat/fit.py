@@ -328,7 +328,8 @@ def check_room(
     if device.kind == "cpu":
         there, where = machine_memory(), "this machine"
     least = estimate.fixed + estimate.context
-    remedy = f"take a smaller base{'' if in_nf4 else ', or --quantization nf4'}"
+    found = remedies(known, device, rank=rank) if device.kind == "cuda" else []
+    remedy = " or ".join(["take a smaller base", *([] if in_nf4 else ["--quantization nf4"]), *found])
     if least > there:
         raise InputError(
             f"--base {base}: its weights and a LoRA of rank {rank} take {format_gib(least)} before the first prompt, {where} has "
