@@ -81,7 +81,7 @@ def _made(size: int) -> list[Question]:
     ]
     weights = [1 / (n + 10) for n in range(len(words))]
     texts = [" ".join(rng.choices(words, weights, k=80)) for _ in range(size * 10 // 11)]
-    texts += [_edited(texts[10 * i], 0.3, words, rng) for i in range(size - len(texts))]
+    texts += [_edited(texts[10 * i % (size * 10 // 11)], 0.3, words, rng) for i in range(size - len(texts))]
     return _rows(texts)
 
 
