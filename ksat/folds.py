@@ -112,9 +112,9 @@ def split_validation(
 
     order = sorted(range(len(questions)), key=lambda i: questions[i].id)
     known = passage_groups(questions) if groups is None else groups
-    groups = np.array([known[i] for i in order])
+    own = np.array([known[i] for i in order])
     strata = np.array([questions[i].num_choices for i in order])
-    num_passages = len(set(groups))
+    num_passages = len(set(own))
     if num_passages < 2:
         raise InputError(f"--valid-fraction {fraction}: {num_passages} passage can't be split; use --valid-fraction 0")
     # Twenty small folds, of which as many are held out as the fraction asks for: finer than one fold of 1/fraction.
@@ -125,7 +125,7 @@ def split_validation(
         # A number of choices that few rows have can't be in every fold, and need not be.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         splitter = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
-        folds = [fold for _, fold in splitter.split(order, strata, groups) if len(fold)]
+        folds = [fold for _, fold in splitter.split(order, strata, own) if len(fold)]
     # Folds differ in size, so as many are held out as come nearest to the fraction of the rows; never all.
     sizes = np.cumsum([len(fold) for fold in folds[:-1]])
     num_held_out = int(np.argmin(np.abs(sizes - fraction * len(order)))) + 1

@@ -11,7 +11,7 @@ from tiny import make_questions, write_labels, write_questions
 import compare
 from ksat.errors import InputError
 from ksat.predictions import Predictions, read_probs, write_probs
-from ksat.questions import Question
+from ksat.questions import Question, read_questions
 
 
 def write_run(path: str, questions: list[Question], share_right: float, seed: int) -> None:
@@ -169,3 +169,16 @@ def test_answers_to_other_questions(here: Path) -> None:
     write_questions(here / "other.csv", make_questions(120, first=500))
     with pytest.raises(InputError, match=r"good-oof.probs.csv: \d+ of 120 rows have no question or no answer"):
         compare.main(["good-oof.probs.csv", "--answers", "other.csv"])
+
+
+def test_the_user_s_kinds_are_those_of_the_breakdown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """compare.py told kinds by the wording, whatever file had told them in training."""
+    ids = [question.id for question in read_questions("gold.csv")]
+    Path("kinds.csv").write_text(
+        "id,kind\n" + "".join(f"{row_id},{'knowledge' if i < 50 else 'reading'}\n" for i, row_id in enumerate(ids))
+    )
+    compare.main(["good-oof.probs.csv", "--answers", "gold.csv", "--kinds", "kinds.csv"])
+    told = capsys.readouterr().out
+    assert "knowledge (50)" in told and "reading (70)" in told
+    compare.main(["good-oof.probs.csv", "--answers", "gold.csv"])
+    assert "knowledge (50)" not in capsys.readouterr().out

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import base_folder, make_questions, make_tokenizer, read_probs
+from tiny import base_folder, make_questions, make_run, make_tokenizer, read_probs
 
 import inference
 import train
@@ -106,6 +106,47 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             name, [replace(q, context=f"배경 {q.id}: 모두 {i}번") for i, q in enumerate(make_questions(8, first=first))]
         )
     yield tmp_path
+
+
+def test_kinds_decide_only_who_gets_a_context(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of before they were kept may score other rows with a context than it was trained with, and says so."""
+    make_run(Path("checkpoints/before"), settings={"rank": 4, "context_when": "kind=knowledge"})
+    make_run(Path("checkpoints/now"), settings={"rank": 4, "context_when": "kind=knowledge", "kinds": None})
+    for name in ("before", "now"):
+        with pytest.raises(InputError, match="missing.csv: no such file"):  # as late as the answers
+            inference.main(
+                [
+                    "--ckpt",
+                    f"checkpoints/{name}",
+                    "--test",
+                    "test.csv",
+                    "--answers",
+                    "missing.csv",
+                    "--out",
+                    "out/x",
+                    *CPU,
+                ]
+            )
+        warned = "warning: checkpoints/before is of before the number of choices told kinds" in capsys.readouterr().err
+        assert warned == (name == "before")
+    for flags in ([], ["--context-when", "all"]):
+        with pytest.raises(
+            InputError, match="--kinds: here kinds decide only who gets a context; add --context-when kind="
+        ):
+            inference.main(
+                [
+                    "--base",
+                    str(base_folder()),
+                    "--test",
+                    "test.csv",
+                    "--kinds",
+                    "wording",
+                    "--out",
+                    "out/x",
+                    *flags,
+                    *CPU,
+                ]
+            )
 
 
 def test_a_run_hands_its_rule_on(here: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_file_of_other_ids_and_a_foreign_column_are_named(tmp_path: Path, caps
 
 def test_kinds_of_another_name_are_refused(tmp_path: Path) -> None:
     rows = competition(2)
-    path = write(tmp_path / "x.csv", [replace(rows[0], kind="history"), *rows[1:]])  # type: ignore[arg-type]
+    path = write(tmp_path / "x.csv", [replace(rows[0], kind="history"), replace(rows[1], kind="reading"), *rows[2:]])  # type: ignore[arg-type]
     with pytest.raises(
         InputError, match=r"x.csv: 1 of the rows have a kind that is neither \(id '4-0': 'history'\); write reading"
     ):

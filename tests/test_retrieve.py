@@ -133,6 +133,16 @@ def run(folder: Path, *flags: str) -> None:
     )
 
 
+def test_the_user_s_kinds_are_those_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_questions(
+        tmp_path / "q.csv", [replace(as_question(ask), id=f"q{i}") for i, (_, ask) in enumerate(PLANTED[:4])]
+    )
+    (tmp_path / "kinds.csv").write_text("id,kind\nq0,reading\nq1,reading\nq2,reading\nq3,knowledge\n")
+    run(tmp_path, "--kinds", str(tmp_path / "kinds.csv"))
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[2] for row in rows if row[1:2] and row[1] in ("reading", "knowledge")] in (["3", "1"], ["1", "3"])
+
+
 def test_every_cell_stays_as_it_was_and_the_report_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asks = [as_question(ask) for _, ask in PLANTED[:4]]
     questions = [replace(question, id=f"q{i}") for i, question in enumerate(asks)] + [OTHER]

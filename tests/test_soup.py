@@ -210,6 +210,20 @@ def test_runs_that_can_not_be_averaged_are_refused(fields: dict[str, Any], messa
         assert read_run(Path("checkpoints/mean")).scale == 1.2
 
 
+def test_runs_that_tell_kinds_otherwise_are_refused_where_kinds_decide() -> None:
+    """The first run's would decide which test rows get a context."""
+    for rule in ("kind=reading", "all"):
+        settings = {"rank": 4, "context_when": rule}
+        a = make_run(f"a-{rule[:3]}", settings=settings)
+        b = make_run(f"b-{rule[:3]}", seed=1, settings=settings | {"kinds": "wording"})
+        for runs in ((a, b), (b, a)):
+            if rule == "all":
+                soup.main([*map(str, runs), "--run", f"mean-{runs[0].name}"])
+                continue
+            with pytest.raises(InputError, match="its kinds is .*; only runs with the same can be averaged"):
+                soup.main([*map(str, runs), "--run", "mean"])
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
