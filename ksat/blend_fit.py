@@ -20,7 +20,7 @@ class BlendFit:
 
     Attributes:
         files: of the members, in order.
-        equal: equal weights in the log pool, with temperatures fitted to all rows.
+        equal: equal weights in the pool that fits, with temperatures fitted to all rows.
         fitted: temperatures and weights by the best method, fitted to all rows.
         gain: over equal weights, on rows not fitted to.
         figures: of the members, then of equal weights and of every method on rows not fitted to.

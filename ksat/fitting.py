@@ -41,7 +41,7 @@ class NestedGain:
         optimism: that too good, of accuracy, macro F1 (both above 0) and log loss (below 0).
         fold_weights: of each fold, (M,): how far they move is how little the rows tell.
         tables: by method, (N, 5) every row by the blend fitted without its fold.
-        equal: (N, 5) the same with equal weights in the log pool.
+        equal: (N, 5) the same with equal weights, in the pool that fits.
     """
 
     method: str
@@ -145,19 +145,25 @@ def nested_gain(
     return NestedGain(best, difference, optimism, tuple(weights[best]), pooled, equal)
 
 
-def equal_blend(tables: Sequence[FloatArray], answers: IntArray, *, pool: Pool = "log") -> FittedBlend:
+def equal_blend(tables: Sequence[FloatArray], answers: IntArray, *, pool: Pool | None = None) -> FittedBlend:
     """The blend of equal weights: each member's temperature, and the pool's.
+
+    Which pool is better depends on how members err, by up to some points of accuracy (docs/results.md): the log pool where their scores
+    are off by a little everywhere, the linear one where now and then a member is sure of anything.
 
     Args:
         tables: (N, 5) of each member, rows of the same questions, NaN where a choice does not exist.
         answers: (N,) gold answers, counted from 1.
-        pool: "linear" or "log".
+        pool: "linear" or "log"; by default the one of less log loss on these rows.
 
     Raises:
         ValueError: see fit_blend.
     """
-    temperatures, _ = _temper(tables, answers, pool)
-    return _fitted(tables, answers, temperatures, np.full(len(tables), 1 / len(tables)), pool)
+    pools: tuple[Pool, ...] = ("log", "linear") if pool is None else (pool,)
+    temperatures, _ = _temper(tables, answers, pools[0])
+    weights = np.full(len(tables), 1 / len(tables))
+    blends = [_fitted(tables, answers, temperatures, weights, each) for each in pools]
+    return min(blends, key=lambda each: each.log_loss)
 
 
 def fit_blend(tables: Sequence[FloatArray], answers: IntArray, *, pool: Pool = "log") -> FittedBlend:
