@@ -545,7 +545,7 @@ TRAIN_REFUSALS = {
     "no such file": ([*TRAIN, "--train", "nowhere.csv"], r"nowhere.csv: no such file"),
     "an id in two files": (
         [*TRAIN, "--train", "data/train.csv", "data/train.csv"],
-        r"data/train.csv: 16 of the rows have an id that another --train file has .*; put a prefix before the ids of one file, such as 'train-",
+        r"data/train.csv: 16 of the rows have an id that another file of --train or --valid has .*; put a prefix before the ids of one file, such as 'train-",
     ),
     "unknown base": (["--base", "nowhere/nothing", *CPU], r"--base nowhere/nothing: can't be loaded"),
     "base without config.json": (["--base", "data", *CPU], r"--base data: the folder has no config.json"),
