@@ -26,6 +26,8 @@ MOST_PICKS = 50
 WORTH_IT = "worth it"
 SMALLEST_GAIN = 0.001  # nats a question: below that nothing shows in the three decimals that are printed
 _SAME_LOSS = 1e-12  # nats: closer than that is rounding
+_NO_CHOICE = -1e9  # the log mass of a choice that does not exist: nothing at any sharpness
+SHARPNESS = 0.01, 1000.0  # where a pool's is searched, as ksat.metrics.fit_scale does
 _SURE = 3.92  # standard errors between the ends of a 95 % interval
 
 
@@ -252,25 +254,51 @@ def greedy_blend(
         ValueError: see fit_blend.
     """
     temperatures, scaled = _temper(tables, answers, pool)
-    objective = _objective(scaled, answers, pool)
+    members, is_missing = _members(scaled, pool)
+    rows = np.arange(len(answers))
 
-    def judge(weights: FloatArray, sharpness: float) -> tuple[int, float]:
-        wrong = 0
-        if by_accuracy:
-            wrong = int((predicted_answers(blend(scaled, weights.tolist(), POOLS[pool])) != answers).sum())
-        return wrong, objective(np.append(weights, sharpness))[0]
+    def logs_of(mixed: FloatArray) -> FloatArray:
+        """(..., N, 5) log masses less that of the answer; far below it where a choice does not exist."""
+        logs = np.log(np.maximum(mixed, SMALLEST_PROB)) if pool == "linear" else mixed
+        return np.where(is_missing, _NO_CHOICE, logs - logs[..., rows, answers - 1, None])
 
-    picks, weights, sharpness = np.zeros(len(scaled)), np.zeros(len(scaled)), 0.0
+    def judge(logs: FloatArray, sharpness: float) -> tuple[int, float]:
+        scores = sharpness * logs
+        top = scores.max(axis=1)
+        loss = float((np.log(np.exp(scores - top[:, None]).sum(axis=1)) + top).mean())
+        return int((scores.argmax(axis=1) != answers - 1).sum()) if by_accuracy else 0, loss
+
+    picks, weights, sharpness, total = np.zeros(len(scaled)), np.zeros(len(scaled)), 1.0, np.zeros_like(members[0])
     least = (len(answers) + 1, math.inf)
     for number in range(1, MOST_PICKS + 1):
-        judged = [judge((picks + one) / number, sharpness) for one in np.eye(len(scaled))]
+        judged = [judge(logs_of((total + member) / number), sharpness) for member in members]
         wrong, loss = min(judged)
-        picks[next(i for i, each in enumerate(judged) if each <= (wrong, loss + _SAME_LOSS))] += 1
-        sharpness = -math.log(_temperature(scaled, answers, picks / number, pool))
-        wrong, loss = judge(picks / number, sharpness)
+        picked = next(i for i, each in enumerate(judged) if each <= (wrong, loss + _SAME_LOSS))
+        picks[picked] += 1
+        total = total + members[picked]
+        logs = logs_of(total / number)
+        sharpness = _sharpen(logs, sharpness)
+        wrong, loss = judge(logs, sharpness)
         if (wrong, loss + _SAME_LOSS) < least:
             least, weights = (wrong, loss), picks / number
     return _fitted(tables, answers, temperatures, weights, pool)
+
+
+def _sharpen(logs: FloatArray, start: float) -> float:
+    """The factor on (N, 5) log masses less the answer's at which their log loss is least, by Newton's steps: it is convex."""
+    low, high = SHARPNESS
+    sharpness = start
+    for _ in range(50):
+        scores = sharpness * logs
+        masses = np.exp(scores - scores.max(axis=1, keepdims=True))
+        masses /= masses.sum(axis=1, keepdims=True)
+        mean = (masses * logs).sum(axis=1)
+        curvature = float(((masses * logs**2).sum(axis=1) - mean**2).mean())
+        step = float(mean.mean()) / max(curvature, 1e-300)
+        before, sharpness = sharpness, min(max(sharpness - step, sharpness / 4, low), 4 * sharpness, high)
+        if abs(sharpness - before) <= 1e-7 * before:
+            break
+    return sharpness
 
 
 # The first of equals is taken: docs/results.md has the simulation that ranks them.
@@ -304,22 +332,27 @@ def _temperature(scaled: Sequence[FloatArray], answers: IntArray, weights: Float
     return fit_temperature(blend(scaled, weights.tolist(), POOLS[pool]), answers)
 
 
+def _members(tables: Sequence[FloatArray], pool: str) -> tuple[FloatArray, Any]:
+    """(M, N, 5) what is averaged: probabilities, or their logs, 0 where a choice does not exist; and (N, 5) where."""
+    stacked = np.maximum(np.stack(tables), SMALLEST_PROB)
+    is_missing = np.isnan(stacked)
+    return np.where(is_missing, 0.0, stacked if pool == "linear" else np.log(stacked)), is_missing[0]
+
+
 def _objective(
     tables: Sequence[FloatArray], answers: IntArray, pool: str
 ) -> Callable[[FloatArray], tuple[float, FloatArray]]:
     """From weights and minus the log temperature (M + 1,) to the pool's log loss and its gradient (M + 1,)."""
-    stacked = np.maximum(np.stack(tables), SMALLEST_PROB)  # (M, N, 5)
-    is_missing = np.isnan(stacked)
+    members, is_missing = _members(tables, pool)
     rows = np.arange(len(answers))
-    members = np.where(is_missing, 0.0, stacked if pool == "linear" else np.log(stacked))
 
     def objective(x: FloatArray) -> tuple[float, FloatArray]:
         sharpness = math.exp(x[-1])
         mixed = np.tensordot(x[:-1], members, axes=1)  # (N, 5) masses, or their logs
         if pool == "linear":
-            mixed = np.where(is_missing[0], 1.0, np.maximum(mixed, SMALLEST_PROB))
+            mixed = np.where(is_missing, 1.0, np.maximum(mixed, SMALLEST_PROB))
         logs = np.log(mixed) if pool == "linear" else mixed
-        scores = np.where(is_missing[0], -np.inf, sharpness * logs)
+        scores = np.where(is_missing, -np.inf, sharpness * logs)
         top = scores.max(axis=1, keepdims=True)
         masses = np.exp(scores - top)
         sums = masses.sum(axis=1, keepdims=True)
