@@ -4,6 +4,7 @@ python train.py                                      # data/train.csv; the base 
 python train.py --run first --base unsloth/Qwen2.5-32B-Instruct-bnb-4bit --epochs 2
 python train.py --run first --resume                 # goes on after an interruption
 python train.py --run all --valid-fraction 0         # refits on every row
+python train.py --valid other.csv                    # and shows after every epoch what training does to rows of another kind
 python train.py --data-report                        # what is in the data; with --oof, labels that may be wrong
 python train.py --run cv --folds 5 --all             # five folds, and their out-of-fold probabilities as one file
 accelerate launch --num_processes 2 train.py         # the same run on two GPUs
