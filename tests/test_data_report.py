@@ -17,7 +17,7 @@ def test_a_position_that_is_right_too_often_is_named_with_its_share() -> None:
     skewed = [*rows_of(4, [25, 26, 24, 25]), *rows_of(5, [60, 10, 10, 10, 10])]
     assert _skew_text("train.csv", skewed) == (
         "**train.csv: answer 1 is right in 0.600 of the 100 rows of 5 choices**, more than chance. A model may learn the place and not "
-        "the content: train with --choice-orders K, K up to the number of choices, so that every place is right as often.\n"
+        "the content: train with --choice-orders K, K the number of choices, so that every place is right as often.\n"
     )
     assert _skew_text("train.csv", rows_of(5, [4, 0, 0, 0, 0])) != ""  # 0.2 ** 4 in five tests: 0.008
     assert _skew_text("train.csv", rows_of(5, [3, 0, 0, 0, 0])) == ""  # 0.04
