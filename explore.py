@@ -229,11 +229,11 @@ def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
 
 def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", judged: "Judged") -> None:
     """Prints the result and writes it as CSV, Markdown and picture."""
-    import numpy as np
     import pandas as pd
 
     from ksat.files import write_atomic, write_text
     from ksat.metrics import count_positions
+    from ksat.predictions import sizes_and_answers
     from ksat.questions import read_questions
     from ksat.standings import (
         compare_pairs,
@@ -249,9 +249,8 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     pairs, uniform = compare_pairs(rows, judged), uniform_row(judged)
     baselines = [uniform]
     if settings.train:
-        trained = read_questions(settings.train, labelled=True)
-        sizes, answers = np.array([(q.num_choices, q.answer) for q in trained]).T
-        baselines.append(position_row(judged, count_positions(sizes, answers)))
+        positions = count_positions(*sizes_and_answers(read_questions(settings.train, labelled=True)))
+        baselines.append(position_row(judged, positions))
     parts = [standings_table(rows, baselines)]
     if pairs:
         parts.append(pairs_table(pairs))

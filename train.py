@@ -260,12 +260,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     """Trains one run; `held` keeps its lock, from before anything of it is read until it is complete."""
-    import numpy as np
-
     from ksat import processes
     from ksat.context import take_context
     from ksat.devices import open_device
     from ksat.metrics import count_positions
+    from ksat.predictions import sizes_and_answers
     from ksat.questions import read_questions
 
     run = held.enter_context(claim_run(args.run)) if args.run and processes.is_main() else None
@@ -282,9 +281,7 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     others = [(path, read_questions(path, labelled=True, kinds=kinds)) for path in map(Path, settings["valid"] or [])]
     others = [(path, take_context(rows, rule, wording, str(path))) for path, rows in others]
     rows = _split(tables, others, settings)
-    settings["answer_positions"] = count_positions(
-        np.array([row.num_choices for row in rows.train]), np.array([row.answer for row in rows.train])
-    )
+    settings["answer_positions"] = count_positions(*sizes_and_answers(rows.train))
     if run is None and processes.is_main():
         run = held.enter_context(claim_fresh_run(_default_name(settings)))
         folder = run.place
@@ -626,12 +623,10 @@ def _split(
     train, valid = ([first[i] for i in index] for index in (train_index, valid_index))
     elsewhere = {} if folds else _hold_out_of_others(first, added, len(valid), settings)
     held_out = valid + [row for rows in elsewhere.values() for row in rows]
-    if near := set(near_rows(extra := [row for _, rows in added for row in rows], held_out)):
-        num_held = sum(map(len, elsewhere.values()))
-        if len(near) > num_held:
-            print(
-                f"{len(near) - num_held} rows of other files have a passage too near to a held-out one and are left out"
-            )
+    extra = [row for _, rows in added for row in rows]
+    near = set(near_rows(extra, held_out))  # those that are held out are among them
+    if num_left_out := len(near) - sum(map(len, elsewhere.values())):
+        print(f"{num_left_out} rows of other files have a passage too near to a held-out one and are left out")
     train += [row for i, row in enumerate(extra) if i not in near]
     for path, rows in others:
         train = _leave_out(train, rows, f"--valid {path}")
@@ -655,8 +650,9 @@ def _hold_out_of_others(
     for path, rows in added if most else []:
         near = set(near_rows(rows, first))
         own = [row for i, row in enumerate(rows) if i not in near]
-        if len(set(passage_groups(own))) > 1:
-            held_out = split_validation(own, settings["valid_fraction"], seed=settings["seed"])[1]
+        groups = passage_groups(own)
+        if len(set(groups)) > 1:
+            held_out = split_validation(own, settings["valid_fraction"], seed=settings["seed"], groups=groups)[1]
             found[str(path)] = [own[i] for i in held_out][:most]
     return found
 

@@ -17,7 +17,7 @@ from ksat.flags import kinds_file
 from ksat.kinds import find_kind
 from ksat.metrics import count_positions
 from ksat.near_duplicates import letters_of, near_duplicate_pairs, passage_groups
-from ksat.predictions import IntArray, Predictions, read_probs
+from ksat.predictions import Predictions, read_probs, sizes_and_answers
 from ksat.questions import Question, passage_key, read_questions
 from ksat.tables import markdown_table
 
@@ -131,7 +131,7 @@ def _skew_text(name: str, rows: Sequence[Question]) -> str:
     """
     from scipy.stats import binomtest
 
-    counts = count_positions(*_sizes_and_answers(rows))
+    counts = count_positions(*sizes_and_answers(rows))
     num_tests = sum(map(len, counts.values()))
     found = [
         f"answer {place} is right in {right / sum(places):.3f} of the {sum(places):,} rows of {size} choices"
@@ -145,13 +145,6 @@ def _skew_text(name: str, rows: Sequence[Question]) -> str:
         f"**{name}: {'; '.join(found)}**, more than chance. A model may learn the place and not the content: train with "
         "--choice-orders K, K the number of choices, so that every place is right as often.\n"
     )
-
-
-def _sizes_and_answers(rows: Sequence[Question]) -> tuple[IntArray, IntArray]:
-    """(n,) number of choices and (n,) answers of the labelled rows."""
-    labelled = [question for question in rows if question.answer is not None]
-    sizes, answers = ([getattr(question, name) for question in labelled] for name in ("num_choices", "answer"))
-    return np.array(sizes, dtype=np.int64), np.array(answers, dtype=np.int64)
 
 
 def _num_doubled(rows: Sequence[Question]) -> int:

@@ -14,6 +14,7 @@ from ksat.errors import InputError
 from ksat.fitted_blend import POOLS, FittedBlend, Pool, apply_blend
 from ksat.metrics import (
     FEWEST_PASSAGES,
+    SCALE_RANGE,
     SMALLEST_PROB,
     PairedDifference,
     choice_optimism,
@@ -27,7 +28,6 @@ WORTH_IT = "worth it"
 SMALLEST_GAIN = 0.001  # nats a question: below that nothing shows in the three decimals that are printed
 _SAME_LOSS = 1e-12  # nats: closer than that is rounding
 _NO_CHOICE = -1e9  # the log mass of a choice that does not exist: nothing at any sharpness
-SHARPNESS = 0.01, 1000.0  # where a pool's is searched, as ksat.metrics.fit_scale does
 _SURE = 3.92  # standard errors between the ends of a 95 % interval
 
 
@@ -286,7 +286,7 @@ def greedy_blend(
 
 def _sharpen(logs: FloatArray, start: float) -> float:
     """The factor on (N, 5) log masses less the answer's at which their log loss is least, by Newton's steps: it is convex."""
-    low, high = SHARPNESS
+    low, high = SCALE_RANGE
     sharpness = start
     for _ in range(50):
         scores = sharpness * logs

@@ -27,6 +27,7 @@ _NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
 _CELLS_AT_ONCE = 4_000_000  # resamples x passages held in memory: 32 MB
 _LABELS = MAX_CHOICES
 _CHOICES = 500  # resamples on which a best table is chosen
+SCALE_RANGE = 0.01, 1000.0  # where fit_scale searches
 MOST_FREQUENT = "most frequent position"  # in tables, of position_probs
 
 
@@ -342,7 +343,7 @@ def fit_scale(log_scores: FloatArray, answer_index: IntArray) -> float:
     """The scale s > 0 that minimises the log loss of softmax(s * log_scores) over each row's own choices.
 
     The log loss is convex in s (a log-sum-exp of functions linear in s, minus a linear one), so it has one minimum; the
-    search runs over log s, which keeps that, from 0.01 to 1000, and ends at a bound where the minimum lies beyond.
+    search runs over log s, which keeps that, through SCALE_RANGE, and ends at a bound where the minimum lies beyond.
 
     Args:
         log_scores: (N, 5) a score of each choice, NaN where it does not exist.
@@ -363,7 +364,7 @@ def fit_scale(log_scores: FloatArray, answer_index: IntArray) -> float:
     def log_loss(log_scale: float) -> float:
         return float(np.logaddexp.reduce(np.exp(log_scale) * above, axis=1).mean())
 
-    found = minimize_scalar(log_loss, bounds=(np.log(1e-2), np.log(1e3)), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(log_loss, bounds=tuple(map(np.log, SCALE_RANGE)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
 
 

@@ -17,19 +17,16 @@ from ksat.questions import Question, passage_key
 # Of 3-grams. A third of the words changed leaves 0.26 or more of unions; texts of Belebele that are not related share 0.07 at the
 # most, of KoBEST 0.24, and those two are one text told twice (docs/results.md).
 SAME_JACCARD = 0.26
-SAME_CONTAINED = (
-    0.6  # of the shorter one's 3-grams, in an excerpt; of texts of their own 0.17 at the most, 0.45 if told twice
-)
+# Of the shorter one's 3-grams, in an excerpt; texts of their own share 0.17 at the most, 0.45 if told twice.
+SAME_CONTAINED = 0.6
 FEWEST_EXCERPT = 76  # 3-grams of an excerpt; a shorter one may be a phrase that many texts have
 # Sentences after one pattern, with other names, share up to 0.67 and contain up to 0.81; so do questions without a passage.
 SHORT, SHORT_JACCARD, SHORT_CONTAINED = 50, 0.7, 0.85
 FEWEST_LETTERS = 20  # a shorter text says too little: it is the same only if nothing but blanks differs
 RARE = 20  # a 5-gram that more passages have is a phrase or a pattern
 _NEIGHBOURS_SHARE = 0.1  # of the shorter one's 5-grams
-_NUM_HASHES, _FEWEST_AGREEING = (
-    128,
-    6,
-)  # of two sets of Jaccard 0.17 at least so many agree with a probability of 0.9999
+# Of two sets of Jaccard 0.17 at least so many hashes agree with a probability of 0.9999.
+_NUM_HASHES, _FEWEST_AGREEING = 128, 6
 _FEWEST_GRAMS = 5  # of a text that MinHash sees; near-duplicates share more
 
 

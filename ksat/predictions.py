@@ -82,6 +82,13 @@ def count_choices(probs: FloatArray) -> IntArray:
     return counts
 
 
+def sizes_and_answers(questions: Sequence[Question]) -> tuple[IntArray, IntArray]:
+    """(n,) the number of choices and (n,) the answer, from 1, of each labelled question; others are passed over."""
+    pairs = [(question.num_choices, question.answer) for question in questions if question.answer is not None]
+    sizes, answers = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return sizes, answers
+
+
 @dataclass(frozen=True, slots=True)
 class SubmissionPaths:
     """Where a submission goes: beside it the probabilities, and the report that marks the three as complete.

@@ -208,12 +208,17 @@ def _read_kinds(path: Path) -> dict[str, Kind]:
     require_columns(table, path, ["id", "kind"])
     ids = [value.strip() for value in table["id"]]
     require_unique_ids(ids, path)
-    found = {row_id: _clean(cell) for row_id, cell in zip(ids, table["kind"], strict=True)}
-    if bad := [(row_id, show(cell)) for row_id, cell in found.items() if cell not in ("", *KINDS)]:
-        raise bad_rows(
-            path, "have a kind that is neither", bad, "write reading, knowledge or nothing into the column 'kind'"
-        )
-    return {row_id: kind for row_id, cell in found.items() for kind in KINDS if cell == kind}
+    found: dict[str, Kind] = {}
+    bad = []
+    for row_id, cell in zip(ids, table["kind"], strict=True):
+        try:
+            if kind := _kind(cell):
+                found[row_id] = kind
+        except _RowError as error:
+            bad.append((row_id, error))
+    if bad:
+        raise bad_rows(path, bad[0][1].rule, [(row_id, error.found) for row_id, error in bad], bad[0][1].remedy)
+    return found
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 from ksat.context import ContextRule
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json
+from ksat.metrics import SCALE_RANGE
 from ksat.run_folders import settle_run
 from ksat.sealed import (
     SHA256,
@@ -66,7 +67,6 @@ class Run:
 
 RUN_FORMAT = 2
 ADAPTER_FOLDER, ADAPTER_FILE, CONFIG_FILE = "adapter", "adapter_model.safetensors", "adapter_config.json"
-SCALE_RANGE = (0.01, 1000.0)  # where ksat.metrics.fit_scale searches
 
 
 def _is_template(value: Any) -> bool:

@@ -20,12 +20,12 @@ from ksat.blending import check_weights
 from ksat.errors import InputError, exit_code
 from ksat.files import file_sha256, write_atomic, write_json
 from ksat.flags import ArgumentParser, file_name, number, positive
+from ksat.metrics import SCALE_RANGE
 from ksat.run_folders import RunFolder, claim_run, remove_run, require_run
 from ksat.runs import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
     CONFIG_FILE,
-    SCALE_RANGE,
     Run,
     library_versions,
     require_same_run,

@@ -121,10 +121,11 @@ def make_row(outcome: Outcome, judged: Judged, board: Mapping[str, tuple[float |
     probs = outcome.predictions.probs[[place[question.id] for question in judged.questions]]
     report = outcome.report
     speed, memory = report["questions_per_second"], report["peak_memory_gib"]
-    return Row(name, "", _part_metrics(probs, judged), speed, memory, public, private, probs)
+    return Row(name, "", part_metrics(probs, judged), speed, memory, public, private, probs)
 
 
-def _part_metrics(probs: FloatArray, judged: Judged) -> dict[str, Metrics]:
+def part_metrics(probs: FloatArray, judged: Judged) -> dict[str, Metrics]:
+    """By part of the questions, what (N, 5) probabilities are worth."""
     return {
         part: compute_metrics(probs[list(rows)], judged.answers[list(rows)], [judged.groups[i] for i in rows])
         for part, rows in judged.parts.items()
@@ -148,7 +149,7 @@ def position_row(judged: Judged, positions: Mapping[str, Sequence[int]]) -> Row:
         positions: of ksat.metrics.count_positions, on the rows that were trained on.
     """
     probs = position_probs(positions, np.array([question.num_choices for question in judged.questions]))
-    return Row(MOST_FREQUENT, "", _part_metrics(probs, judged), None, None, None, None, np.zeros((0, 5)))
+    return Row(MOST_FREQUENT, "", part_metrics(probs, judged), None, None, None, None, np.zeros((0, 5)))
 
 
 def read_leaderboard(path: Path) -> dict[str, tuple[float | None, float | None]]:

@@ -16,6 +16,7 @@ from ksat.files import read_json, write_json
 from ksat.language_model import LanguageModel
 from ksat.metrics import (
     MOST_FREQUENT,
+    SCALE_RANGE,
     Metrics,
     compute_metrics,
     fit_scale,
@@ -24,10 +25,9 @@ from ksat.metrics import (
     random_baseline,
 )
 from ksat.near_duplicates import passage_groups
-from ksat.predictions import Predictions, write_probs
+from ksat.predictions import Predictions, sizes_and_answers, write_probs
 from ksat.questions import Question
 from ksat.run_folders import damaged_file, is_sealed, kept_epochs, seal
-from ksat.runs import SCALE_RANGE
 from ksat.scoring import FloatArray, choice_probs, score_questions
 from ksat.sealed import Rule, number, or_none, read_sealed, whole, write_sealed
 
@@ -44,21 +44,15 @@ def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]
             isinstance(entry, dict)
             and type(entry.get("epoch")) is int
             and is_metrics(entry) == has_rows
-            and are_elsewhere(entry.get("elsewhere"), lambda metrics: [metrics])
+            and of_each_file(is_metrics, entry.get("elsewhere"))
             for entry in value
         )
 
-    def are_elsewhere(value: Any, parts: Callable[[Any], list[Any]]) -> bool:
-        return (
-            isinstance(value, dict)
-            and value.keys() == set(elsewhere)
-            and all(is_metrics(part) for each in value.values() for part in parts(each))
-        )
+    def of_each_file(holds: Callable[[Any], bool], value: Any) -> bool:
+        return isinstance(value, dict) and value.keys() == set(elsewhere) and all(map(holds, value.values()))
 
-    def are_controls(value: Any) -> bool:
-        return are_elsewhere(
-            value, lambda each: [each.get("control"), each.get("random")] if isinstance(each, dict) else [None]
-        )
+    def is_control(value: Any) -> bool:
+        return isinstance(value, dict) and is_metrics(value.get("control")) and is_metrics(value.get("random"))
 
     baseline: Rule = (lambda value: value is None or isinstance(value, dict), "metrics, or null")
     metrics: Rule = (is_metrics if has_rows else lambda value: value is None, "metrics" if has_rows else "null")
@@ -69,7 +63,7 @@ def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]
         "control_scale_1": metrics,
         "random": baseline,
         "most_frequent_position": baseline,
-        "elsewhere": (are_controls, "metrics of the other files"),
+        "elsewhere": (lambda value: of_each_file(is_control, value), "metrics of the other files"),
         "epochs": (are_epochs, "epochs with their metrics"),
         "best_epoch": whole(0),
     }
@@ -91,15 +85,9 @@ class HeldOut:
 
     def judge(self) -> Callable[[FloatArray], Metrics]:
         """What (N, 5) probabilities of these rows are worth, as a function: the passages are grouped once."""
-        answers = np.array([question.answer for question in self.questions], dtype=np.int64)
+        _, answers = sizes_and_answers(self.questions)
         groups = passage_groups(self.questions)
         return lambda probs: compute_metrics(probs, answers, groups)
-
-    def uniform(self) -> Metrics:
-        """What a guess among each row's choices is worth."""
-        pairs = [(question.num_choices, question.answer) for question in self.questions]
-        num_choices, answers = np.array(pairs, dtype=np.int64).T
-        return random_baseline(num_choices, answers)
 
 
 class Validation:
@@ -137,15 +125,19 @@ class Validation:
         self.positions = positions
         self.chooses = chooses and bool(questions)
         self.scale_set = scale_set
-        self.answers = np.array([question.answer for question in questions], dtype=np.int64)
-        self.groups = passage_groups(questions)
+        self.num_choices, self.answers = sizes_and_answers(questions)
+        self._metrics = HeldOut("", questions, encoded).judge()
         self.path = folder / "progress.json"
         self.progress: dict[str, Any] = self._recall() if self.path.exists() else {}
 
     def _recall(self) -> dict[str, Any]:
         """What an interrupted run knew. Where that is damaged, or the best epoch's adapter, the first step comes next again."""
         try:
-            progress = read_sealed(self.path, _progress_rules(bool(self.questions), self._names()), "it is not used")
+            progress = read_sealed(
+                self.path,
+                _progress_rules(bool(self.questions), [part.name for part, _ in self.elsewhere]),
+                "it is not used",
+            )
             best = self.folder / f"epoch-{progress['best_epoch']}"
             is_known = progress["best_epoch"] in [entry["epoch"] for entry in progress["epochs"]]
             if not progress["epochs"] or (is_known and is_sealed(best) and damaged_file(best) is None):
@@ -195,9 +187,8 @@ class Validation:
         self.progress |= {"fitted_scale": fitted, "scale": max(1.0, fitted or 1.0)}
         if scores is not None:
             raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, fitted or 1.0))
-            num_choices = np.array([question.num_choices for question in self.questions])
-            baseline = random_baseline(num_choices, self.answers)
-            by_position = self._metrics(position_probs(self.positions, num_choices))
+            baseline = random_baseline(self.num_choices, self.answers)
+            by_position = self._metrics(position_probs(self.positions, self.num_choices))
             rows = [("uniform guess", baseline), (MOST_FREQUENT, by_position), ("untuned base", raw)]
             rows += [(f"untuned base, scale {fitted:.2f}", control)] if fitted else []
             print(f"\nvalidation before the first step\n{format_table(rows)}\n", flush=True)
@@ -210,16 +201,12 @@ class Validation:
                     ("most_frequent_position", by_position),
                 )
             }
-        if self.elsewhere:
-            found = self._metrics_elsewhere()
-            for part, _ in self.elsewhere:
-                uniform = part.uniform()
-                self.progress["elsewhere"][part.name] = {
-                    "control": found[part.name].to_dict(),
-                    "random": uniform.to_dict(),
-                }
-                rows = [("uniform guess", uniform), ("untuned base", found[part.name])]
-                print(f"{part.name}, which chooses nothing\n{format_table(rows)}\n", flush=True)
+        found = self._metrics_elsewhere()
+        for part, _ in self.elsewhere:
+            uniform, untuned = random_baseline(*sizes_and_answers(part.questions)), found[part.name]
+            self.progress["elsewhere"][part.name] = {"control": untuned.to_dict(), "random": uniform.to_dict()}
+            rows = [("uniform guess", uniform), ("untuned base", untuned)]
+            print(f"{part.name}, which chooses nothing\n{format_table(rows)}\n", flush=True)
         if fitted and fitted < 1:
             print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")
         self._write()
@@ -306,9 +293,6 @@ class Validation:
     def _patience_ended(self) -> bool:
         return self.chooses and self.progress["epochs"][-1]["epoch"] - self.best_epoch >= self.patience
 
-    def _names(self) -> list[str]:
-        return [part.name for part, _ in self.elsewhere]
-
     def _metrics_elsewhere(self) -> dict[str, Metrics]:
         return {
             part.name: judge(choice_probs(self._scores(part.encoded), self.scale)) for part, judge in self.elsewhere
@@ -316,9 +300,6 @@ class Validation:
 
     def _scores(self, encoded: Sequence[EncodedQuestion]) -> FloatArray:
         return score_questions(self.model, encoded, pack_tokens=self.pack_tokens, progress="validation")
-
-    def _metrics(self, probs: FloatArray) -> Metrics:
-        return compute_metrics(probs, self.answers, self.groups)
 
 
 def _log_loss(metrics: dict[str, Any]) -> float:

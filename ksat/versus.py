@@ -13,11 +13,11 @@ from ksat.boards import Boards, ahead_again, ahead_again_if_equal, draw_boards, 
 from ksat.comparison import mcnemar
 from ksat.errors import InputError
 from ksat.files import named_twice
-from ksat.metrics import compute_metrics, format_table, paired_difference
+from ksat.metrics import format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
-from ksat.standings import Judged, Pair, Row, compare_pairs, judge, ranking, recommend, uniform_row
+from ksat.standings import Judged, Pair, Row, compare_pairs, judge, part_metrics, ranking, recommend, uniform_row
 from ksat.tables import markdown_table
 
 WIDTH = 9.0  # inches
@@ -116,11 +116,7 @@ def _with_sizes(judged: Judged) -> Judged:
 
 
 def _row(name: str, table: Any, judged: Judged) -> Row:
-    metrics = {
-        part: compute_metrics(table[list(rows)], judged.answers[list(rows)], [judged.groups[i] for i in rows])
-        for part, rows in judged.parts.items()
-    }
-    return Row(name, "", metrics, None, None, None, None, table)
+    return Row(name, "", part_metrics(table, judged), None, None, None, None, table)
 
 
 def format_comparison(found: Comparison, *, pick: bool) -> str:
