@@ -73,7 +73,7 @@ def test_orders_are_averaged_in_log_space(here: Path, num_orders: int) -> None:
         logs = [model.choice_scores(build_pack(orders, [o])).log_softmax(dim=1)[0] for o in range(len(orders))]
         expected = (sum(logs) / len(logs)).softmax(dim=0).tolist()
         np.testing.assert_allclose(found[question.id], expected, atol=1e-5)
-    assert read_json(Path(f"out/orders-{num_orders}.probs.json"))["choice_orders"] == num_orders
+    assert read_json(Path(f"out/orders-{num_orders}.probs.json"))["choice_orders"] == min(num_orders, 5)
     assert max(np.abs(np.subtract(found[i], p)).max() for i, p in run_inference("one", "--overwrite").items()) > 0.01
 
 
