@@ -23,6 +23,7 @@ from ksat.flags import (
     data_file,
     file_name,
     given_engine_flags,
+    kinds_file,
     path_list,
     path_text,
     positive,
@@ -182,7 +183,9 @@ def _score(args: argparse.Namespace) -> None:
     if settings.folder.exists() and not settings.folder.is_dir():
         raise InputError(f"{settings.folder} is a file; choose another --out")
     results = [settings.folder / name for name in RESULTS]
-    require_no_input(results, [args.score, args.answers, settings.train, args.leaderboard], "--out")
+    require_no_input(
+        results, [args.score, args.answers, kinds_file(args.kinds), settings.train, args.leaderboard], "--out"
+    )
     settings.folder.mkdir(parents=True, exist_ok=True)
     with lock(settings.folder, "exploration"):
         found = [path for path in results if path.exists()]

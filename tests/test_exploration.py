@@ -113,6 +113,27 @@ def test_scores_are_those_of_inference_and_done_ones_are_kept(
     assert len(read_probs(folder / f"{slug}.probs.csv")) == 11
 
 
+def test_a_file_of_kinds_divides_the_standings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kinds' rows are those of the file, whatever the questions' wording; another division scores nothing again."""
+    run_children_here(monkeypatch)
+    questions = make_questions(9, first=60)
+    write_questions(Path("two-kinds.csv"), questions)
+    command = ["--score", "two-kinds.csv", "--bases", str(base_folder()), *CPU]
+    probs = Path(f"explorations/two-kinds/{Candidate(str(base_folder())).slug}.probs.csv")
+    written = []
+    for knowledge in (questions[:2], questions[5:]):
+        kinds = {question.id: "knowledge" if question in knowledge else "reading" for question in questions}
+        Path("kinds.csv").write_text("id,kind\n" + "".join(f"{row},{kind}\n" for row, kind in kinds.items()))
+        explore.main([*command, "--kinds", "kinds.csv"])
+        written.append(probs.stat().st_mtime_ns)
+        found, p = records("two-kinds")[str(base_folder())], read_probs(probs)
+        right = {q.id: max(range(len(p[q.id])), key=p[q.id].__getitem__) + 1 == q.answer for q in questions}
+        for kind in ("reading", "knowledge"):
+            rows = [right[row] for row in kinds if kinds[row] == kind]
+            assert float(found[f"accuracy_{kind}"]) == pytest.approx(sum(rows) / len(rows))
+    assert written[0] == written[1]
+
+
 def test_another_base_in_the_same_folder_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     before = identify_local(str(tmp_path))
@@ -224,7 +245,7 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
         (["--gpu", "t4", "--bases", ","], "an empty name"),
         (["--gpu", "t4", "--gpu-memory", "16GiB"], "T4 16 GB has 14.6 GiB; give less, or leave --gpu out"),
         (["--gpu", "t4", "--engine", "unsloth"], "--engine needs --score CSV"),
-        (["--gpu", "t4", "--no-share-prefixes"], "--share-prefixes needs --score CSV"),
+        (["--gpu", "t4", "--no-share-prefixes"], "--no-share-prefixes needs --score CSV"),
         (
             ["--score", "valid.csv", "--bases", "a", "--leaderboard", "board.csv"],
             "is none of --bases; correct its name",
@@ -264,6 +285,13 @@ def test_a_result_is_never_an_input(here: Path, monkeypatch: pytest.MonkeyPatch)
             ["--score", "valid.csv", "--bases", "nobody/nothing", "--out", "board", "--leaderboard", str(board), *CPU]
         )
     assert board.read_text().endswith(",0.5,\n")
+    kinds = "".join(f"{question.id},reading\n" for question in read_questions("valid.csv"))
+    board.write_text(f"id,kind\n{kinds}")
+    with pytest.raises(InputError, match="--out: .*exploration.csv is the input"):
+        explore.main(
+            ["--score", "valid.csv", "--bases", "nobody/nothing", "--out", "board", "--kinds", str(board), *CPU]
+        )
+    assert board.read_text() == f"id,kind\n{kinds}"
 
 
 def test_damaged_results_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
