@@ -34,6 +34,12 @@ def test_weights_belong_to_members_and_not_to_rows_or_choices(method: str, toler
         np.testing.assert_allclose(blended[row], np.array(masses) / sum(masses), atol=tolerance)
 
 
+def test_members_that_exclude_each_other_s_answer_leave_a_guess() -> None:
+    """Every product of probabilities is 0 in floating point."""
+    blended = blend([np.eye(3)[[choice]] for choice in range(3)], [1 / 3] * 3, "geometric")
+    np.testing.assert_allclose(blended, np.full((1, 3), 1 / 3), rtol=1e-12)
+
+
 def said(do: Callable[[], object]) -> str:
     with pytest.raises(InputError) as caught:
         do()

@@ -201,6 +201,20 @@ def test_a_slightly_shared_beginning_binds_nothing() -> None:
     assert plan_packs(rows, 100) == [[0, 2], [1, 3]]
 
 
+def test_equal_prompts_and_one_that_another_begins_with_are_planned_as_they_are_computed() -> None:
+    """40 tokens of prompt once, and 2 + 2 of two texts each; the longer prompt adds its 5 and 2 + 2."""
+    prompt, texts = [1] * 40, ([7, 7, 7], [8, 8, 8])
+    rows = [
+        encoded("a", prompt, texts),
+        encoded("b", prompt, ([9, 9, 9], [6, 6, 6])),
+        encoded("c", [*prompt, *[2] * 5], texts),
+    ]
+    assert num_tree_tokens(rows) == 57
+    others = [encoded(name, [place] * 57) for place, name in enumerate("de", start=3)]
+    assert plan_packs([*rows, *others], 57) == [[0, 1, 2], [3], [4]]
+    assert plan_packs([*rows, *others], 56) == [[3], [4], [2], [0, 1]]  # 57, 57, 49 and 48
+
+
 def test_packs_that_fill_the_budget_are_not_evened_out_beyond_it() -> None:
     """3 + 3 and 2 + 2 + 2; always into the emptier of two would end with 3 + 2 + 2."""
     rows = [encoded(str(n), [n] * length) for n, length in enumerate([3, 3, 2, 2, 2], start=1)]
