@@ -123,6 +123,7 @@ class Trial:
         from mutmut.mutation.trampoline import set_mutant_under_test
 
         set_mutant_under_test("stats")
+        del os.environ["MUTANT_UNDER_TEST"]  # a process that a test starts would look for mutmut's settings
         self._look_who_calls_what(session.items)
         set_mutant_under_test("none")
         self._try_all()

@@ -189,7 +189,8 @@ def odd_value(rng: Random, value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return rng.choice((True, False, None, 0, 1, "true"))
     if isinstance(value, int | float):
-        return rng.choice((value + 1, -value, value * 2, str(value), float(value), *ODD_NUMBERS))
+        as_float = float(value) if abs(value) < 2**1000 else -0.0  # a larger one has no float
+        return rng.choice((value + 1, -value, value * 2, str(value), as_float, *ODD_NUMBERS))
     if isinstance(value, str):
         return mutate_text(rng, value)
     if isinstance(value, list):
