@@ -106,7 +106,9 @@ def test_an_interrupted_pair_goes_on_as_one(here: Path) -> None:
     )
     (here / "killed.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
     assert launch(str(here / "killed.py"), []).returncode != 0
-    assert sorted(p.name for p in Path("out").glob(".*")) == [f".killed.probs.csv.partial.{i}" for i in (0, 1)]
+    assert sorted(p.name for p in Path("out").glob(".*.partial.*")) == [
+        f".killed.probs.csv.partial.{i}" for i in (0, 1)
+    ]
     inference.main(flags)
     assert (here / "out/killed.probs.csv").read_bytes() == (here / "out/one.probs.csv").read_bytes()
     assert sorted(p.name for p in Path("out").glob(".*")) == []
