@@ -16,6 +16,7 @@ from ksat.files import read_json
 from ksat.identity import name_difference
 from ksat.kinds import WORDING
 from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, read_run
+from ksat.sealed import Rule, number, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,13 @@ _HARMLESS = frozenset(
         "use_rslora",
     ]
 )
+
+# What the update is computed from. PEFT writes them always.
+_LORA_RULES: dict[str, Rule] = {
+    "r": whole(1),
+    "lora_alpha": number(lambda value: 0 < value < math.inf, "a number above 0"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,11 @@ def read_member(folder: Path) -> Member:
     if config.get("peft_type") != "LORA" or others:
         found = f"{config.get('peft_type')} with {', '.join(others)}" if others else config.get("peft_type")
         raise InputError(f"{folder}: its adapter is {found}; expected a plain LoRA, whose update is scaling * B @ A")
+    for name, (holds, expected) in _LORA_RULES.items():
+        if not holds(config.get(name)):
+            raise InputError(
+                f"{folder / ADAPTER_FOLDER / CONFIG_FILE}: {name} is {config.get(name)!r:.80}, expected {expected}; train the run again"
+            )
     shapes: dict[str, tuple[int, int]] = {}
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())

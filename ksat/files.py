@@ -135,12 +135,21 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply for Python, or has an integer of more than 4,300 digits.
+        ValueError: it is not JSON, is nested too deeply for Python, or has an integer that no float holds.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    value = int(digits)
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"a number of {len(digits)} digits") from None
+    return value
 
 
 def read_text(path: Path, place: str = "") -> str:

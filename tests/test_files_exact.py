@@ -126,6 +126,7 @@ def test_what_is_said_of_json(tmp_path: Path) -> None:
             "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); the file is cut or was edited",
         ),
         ("[" * 100_000, "not JSON (nested too deeply); the file is cut or was edited"),
+        (f'{{"a": {10**309}}}', "not JSON (a number of 310 digits); the file is cut or was edited"),
         ("3", "expected a JSON object, found int"),
     ):
         path.write_text(text)
@@ -134,7 +135,8 @@ def test_what_is_said_of_json(tmp_path: Path) -> None:
     assert said(lambda: read_json(path)).startswith(f"{path}: not JSON ('utf-8' codec can't encode")
     path.write_text('{"a": "\\uD83D\\uDE00 \\ud55c"}')
     assert read_json(path) == {"a": "😀 한"}
-    assert parse_json(" [1] ") == [1]
+    assert parse_json(" [1, 1.5] ") == [1, 1.5]
+    assert parse_json(str(-(10**308))) == -(10**308)
 
 
 def test_what_is_written(tmp_path: Path) -> None:

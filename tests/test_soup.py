@@ -231,6 +231,9 @@ def test_runs_that_tell_kinds_otherwise_are_refused_where_kinds_decide() -> None
         ({"peft_type": "LOHA"}, "its adapter is LOHA; expected a plain LoRA"),
         ({"rank_pattern": {"q_proj": 2}, "bias": "all"}, "LORA with bias, rank_pattern"),
         ({"init_lora_weights": "pissa"}, "LORA with init_lora_weights"),
+        ({"r": None}, "adapter_config.json: r is None, expected a whole number from 1; train the run again"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf, expected a number above 0"),
+        ({"use_rslora": None}, "use_rslora is None, expected true or false"),
         ({"r": 5}, "has ranks 4 and 4, adapter_config.json says 5"),
     ],
 )

@@ -185,7 +185,7 @@ def mutate_json(rng: Random, value: Any) -> Any:
 def odd_value(rng: Random, value: Any) -> Any:
     """Something else in the place of a JSON value: near to it, or of another type."""
     if rng.random() < 0.4:
-        return rng.choice(ODD_VALUES)
+        return copy.deepcopy(rng.choice(ODD_VALUES))  # what is put into one must not come back with the next
     if isinstance(value, bool) or value is None:
         return rng.choice((True, False, None, 0, 1, "true"))
     if isinstance(value, int | float):
