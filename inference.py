@@ -7,6 +7,7 @@ python inference.py --ckpt checkpoints/first --test data/sample_test.csv --answe
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import time
@@ -247,7 +248,9 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
 
 def _default_name(args: argparse.Namespace, test: Path) -> str:
     """The run's or the base's name, and whatever else was asked for: two commands that score otherwise do not meet."""
-    model = Path(args.ckpt).name if args.ckpt else f"{args.base.rstrip('/').rsplit('/', 1)[-1]}-untuned"
+    model = os.path.basename(os.path.abspath(args.ckpt or args.base)) + (
+        "" if args.ckpt else "-untuned"
+    )  # "." has a name too
     asked = [
         args.score_by and not args.ckpt and f"by-{args.score_by}",
         args.quantization and not args.ckpt and f"weights-{args.quantization}",

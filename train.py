@@ -685,7 +685,7 @@ def _hold_out_fold(first: "list[Question]", settings: dict[str, Any]) -> "tuple[
 
 
 def _default_name(settings: dict[str, Any]) -> str:
-    base = settings["base"].rstrip("/").rsplit("/", 1)[-1]
+    base = os.path.basename(os.path.abspath(settings["base"]))  # "." has a name too
     return f"{base}-{settings['score_by']}-r{settings['rank']}-lr{settings['lr']:g}-e{settings['epochs']}-s{settings['seed']}"
 
 

@@ -141,6 +141,10 @@ def path_text(text: str) -> str:
     """An argparse type: a path that a file system takes; "" where its reader says what is expected."""
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} has a NUL in it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # reports name their files, in UTF-8
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not UTF-8; rename it") from None
     if len(os.fsencode(text)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST_PART for name in Path(text).parts):
         raise argparse.ArgumentTypeError(
             f"{text[:40]!r}… is too long; a name has at most {LONGEST_PART} bytes, a path {LONGEST_PATH}"

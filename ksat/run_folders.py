@@ -144,9 +144,9 @@ def settle_run(place: Path) -> None:
     Raises:
         InputError: see RunFolder.settle.
     """
-    run = RunFolder(place)
-    if run.has_leftovers:
-        with contextlib.suppress(LockedError), _lock(place):
+    run = RunFolder(place if place.name not in ("", "..") else place.resolve())  # no names to put something beside
+    if run.place.name and run.has_leftovers:
+        with contextlib.suppress(LockedError), _lock(run.place):
             run.settle()
 
 

@@ -178,7 +178,7 @@ def read_run(folder: Path) -> Run:
     path = folder / "run.json"
     if not path.exists():
         raise InputError(
-            f"--ckpt {folder}: no run.json; the run is not finished: python train.py --run {folder.name} --resume"
+            f"--ckpt {folder}: no run.json; the run is not finished: python train.py --run {folder.resolve().name} --resume"
         )
     fields = read_json(path)
     if fields.get("format") not in (1, RUN_FORMAT):

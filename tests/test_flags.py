@@ -47,6 +47,7 @@ def test_names_that_no_file_system_takes(script: ModuleType, flag: str, capsys: 
         (f"data/{LONG}", "is too long; a name has at most 255 bytes"),
         (DEEP, "is too long"),
         ("a\0b", "NUL"),
+        ("a\udcff", "is not UTF-8; rename it"),
     ):
         line = refused(script, [flag, name], capsys)
         assert line.startswith(f"error: argument {flag}: ") and rule in line

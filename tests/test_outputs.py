@@ -131,6 +131,13 @@ def test_commands_that_score_otherwise_have_other_names() -> None:
     assert names[len(variants)] == "r-untuned"
 
 
+def test_the_folder_where_one_stands_has_its_name(here: Path) -> None:
+    for flag, name in (("--ckpt", here.name), ("--base", f"{here.name}-untuned")):
+        for place in (".", "checkpoints/..", str(here) + "/"):
+            args = inference.build_parser().parse_args([flag, place])
+            assert inference._default_name(args, Path("data/test.csv")) == name
+
+
 def enter_log(number: int) -> None:
     sys.exit(exit_code(lambda: ensemble.main(["--log", f"s{number}.csv", "--public", f"0.{number}"])))
 

@@ -205,6 +205,18 @@ def test_a_link_is_replaced_and_what_it_names_stays() -> None:
     assert visible(Path("checkpoints")) == ["r"]
 
 
+@pytest.mark.parametrize("place", [".", "adapter/.."])
+def test_a_run_is_settled_from_inside(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(finished(Path("checkpoints/r"), "old").resolve())
+    shutil.copytree(run.place, run.old)
+    monkeypatch.chdir("checkpoints/r")
+    settle_run(Path(place))
+    assert visible(run.place.parent) == ["r"]
+    assert visible(run.place) == ["adapter", "run.json", "settings.json"]
+    monkeypatch.chdir("/")
+    settle_run(Path(place))  # the root has no place beside it
+
+
 def test_two_processes_never_have_one_run_and_a_killed_one_lets_go() -> None:
     code = "import time\nfrom ksat.run_folders import claim_run\nwith claim_run('r'):\n  print('held', flush=True)\n  time.sleep(60)"
     process = subprocess.Popen(
