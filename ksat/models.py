@@ -254,7 +254,8 @@ def load_tokenizer(base: str, *, flag: str = "--base", trust_remote_code: bool =
         raise InputError(f"{flag} {base}: the folder has no config.json; expected a model in the Hugging Face layout")
     with _clear_load_errors(base, flag):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if not tokenizer("1", add_special_tokens=False).input_ids:  # transformers makes up an empty one
+        ids = tokenizer("1", add_special_tokens=False).input_ids  # reads the rest of its settings
+    if not ids:  # transformers makes up an empty one
         raise _unloadable(base, "it has no tokenizer files", flag)
     return tokenizer
 

@@ -148,6 +148,12 @@ def no_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
+def odd_tokenizer(folder: Path) -> None:
+    """Read when the tokenizer is used first."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "none"}))
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -160,6 +166,7 @@ def no_tokenizer(folder: Path) -> None:
         (pickled_weights, r"can't be loaded \(.*model.safetensors"),
         (unknown_family, r"can't be loaded \(.*nobody-knows"),
         (own_code, r"can't be loaded \(it brings its own Python code; read it, then pass --trust-remote-code"),
+        (odd_tokenizer, r"can't be loaded \(its files: TypeError: "),
         (no_tokenizer, r"can't be loaded \(it has no tokenizer files\)"),
     ],
 )
