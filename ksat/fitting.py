@@ -254,19 +254,21 @@ def greedy_blend(
         ValueError: see fit_blend.
     """
     temperatures, scaled = _temper(tables, answers, pool)
-    members, is_missing = _members(scaled, pool)
+    stacked, is_missing = _members(scaled, pool)
+    # (M, 5, N) and (5, N): reductions over five numbers that lie side by side would take most of the time
+    members, is_missing = np.ascontiguousarray(stacked.transpose(0, 2, 1)), is_missing.T
     rows = np.arange(len(answers))
 
     def logs_of(mixed: FloatArray) -> FloatArray:
-        """(..., N, 5) log masses less that of the answer; far below it where a choice does not exist."""
+        """(5, N) log masses less that of the answer; far below it where a choice does not exist."""
         logs = np.log(np.maximum(mixed, SMALLEST_PROB)) if pool == "linear" else mixed
-        return np.where(is_missing, _NO_CHOICE, logs - logs[..., rows, answers - 1, None])
+        return np.where(is_missing, _NO_CHOICE, logs - logs[answers - 1, rows])
 
     def judge(logs: FloatArray, sharpness: float) -> tuple[int, float]:
         scores = sharpness * logs
-        top = scores.max(axis=1)
-        loss = float((np.log(np.exp(scores - top[:, None]).sum(axis=1)) + top).mean())
-        return int((scores.argmax(axis=1) != answers - 1).sum()) if by_accuracy else 0, loss
+        top = scores.max(axis=0)
+        loss = float((np.log(np.exp(scores - top).sum(axis=0)) + top).mean())
+        return int((scores.argmax(axis=0) != answers - 1).sum()) if by_accuracy else 0, loss
 
     picks, weights, sharpness, total = np.zeros(len(scaled)), np.zeros(len(scaled)), 1.0, np.zeros_like(members[0])
     least = (len(answers) + 1, math.inf)
@@ -285,15 +287,15 @@ def greedy_blend(
 
 
 def _sharpen(logs: FloatArray, start: float) -> float:
-    """The factor on (N, 5) log masses less the answer's at which their log loss is least, by Newton's steps: it is convex."""
+    """The factor on (5, N) log masses less the answer's at which their log loss is least, by Newton's steps: it is convex."""
     low, high = SCALE_RANGE
     sharpness = start
     for _ in range(50):
         scores = sharpness * logs
-        masses = np.exp(scores - scores.max(axis=1, keepdims=True))
-        masses /= masses.sum(axis=1, keepdims=True)
-        mean = (masses * logs).sum(axis=1)
-        curvature = float(((masses * logs**2).sum(axis=1) - mean**2).mean())
+        masses = np.exp(scores - scores.max(axis=0))
+        masses /= masses.sum(axis=0)
+        mean = (masses * logs).sum(axis=0)
+        curvature = float(((masses * logs**2).sum(axis=0) - mean**2).mean())
         step = float(mean.mean()) / max(curvature, 1e-300)
         before, sharpness = sharpness, min(max(sharpness - step, sharpness / 4, low), 4 * sharpness, high)
         if abs(sharpness - before) <= 1e-7 * before:
