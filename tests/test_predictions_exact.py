@@ -1,6 +1,7 @@
 """What is said of probability files and submissions, to the last character, and what is written, to the last byte."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ksat.predictions import (
     read_answers,
     read_labels,
     read_probs,
+    sizes_and_answers,
     submission_paths,
     write_predictions,
 )
@@ -87,6 +89,38 @@ def said(read: Callable[[], object]) -> str:
             "id,answer\na,6\n",
             "1 of the rows have an answer that is not an integer from 1 to 5 (id 'a': '6'); write one of the digits 1 to 5",
         ),
+        (
+            read_labels,
+            "id,answer\na,1\na,2\n",
+            "1 of the rows repeat an id that stands above (id 'a'); keep one of each",
+        ),
+        (
+            read_labels,
+            "id,answer,p1,P_2\na,1,0.5,0.5\n",
+            "columns that look like probabilities under other names; rename 'p1' to 'prob_1', 'P_2' to 'prob_2', and let 'answer' be the "
+            "most probable choice; or leave them out if the answers alone are meant",
+        ),
+        (
+            read_probs,
+            "id,prob_1\na,1\n",
+            "no column 'answer', 'prob_2', 'prob_3', 'prob_4', 'prob_5'; found 'id', 'prob_1'; expected id, answer, prob_1, prob_2, "
+            "prob_3, prob_4, prob_5",
+        ),
+        (
+            read_probs,
+            HEADER + "a,1,0.6,0.4,,,\na,1,0.6,0.4,,,\n",
+            "1 of the rows repeat an id that stands above (id 'a'); keep one of each",
+        ),
+        (
+            read_probs,
+            HEADER + "a,1,1.5,0.0,1.0,-1.5,\n",
+            "1 of the rows have probabilities that lie outside 0 to 1 (id 'a': 1.5, -1.5); write the file again with inference.py",
+        ),
+        (
+            read_probs,
+            HEADER + "a,1,1.5,0.5,,,\n",
+            "1 of the rows have probabilities that lie outside 0 to 1 (id 'a': 1.5); write the file again with inference.py",
+        ),
         (read_labels, "id,label\na,6\n", "no column 'answer'; found 'id', 'label'; expected id, answer"),
         (
             read_answers,
@@ -111,6 +145,14 @@ def test_what_is_said_of_a_file(tmp_path: Path, read: Callable[[Path], object], 
         (
             "id,answer\nb,2\na,1\nd,1\n",
             "1 of the rows have an id that the test has not (id 'd'); is it another test's submission?",
+        ),
+        (
+            "id,answer\nb,2\nb,2\n",
+            "1 of the rows repeat an id that stands above (id 'b'); keep one of each",
+        ),
+        (
+            "id,answer\nb, 2\na,1\n",
+            "1 of the rows have an answer that is not an integer from 1 to 5 (id 'b': ' 2'); write one of the digits 1 to 5",
         ),
         (
             "id,answer\na,1\nb,2\n",
@@ -181,6 +223,16 @@ def test_answers_and_counts_of_a_table() -> None:
     probs = np.array([[0.0, 0.0, NAN, NAN, NAN], [0.2, 0.4, 0.4, NAN, NAN], [0.1, 0.1, 0.1, 0.1, 0.6]])
     assert predicted_answers(probs).tolist() == [1, 2, 5]
     assert count_choices(probs).tolist() == [2, 3, 5]
+
+
+def test_sizes_and_answers_are_of_labelled_questions() -> None:
+    questions = [
+        replace(question, answer=answer)
+        for question, answer in zip([*QUESTIONS, QUESTIONS[0]], (2, None, 1), strict=True)
+    ]
+    sizes, answers = sizes_and_answers(questions)
+    assert (sizes.tolist(), answers.tolist(), answers.dtype) == ([2, 2], [2, 1], np.int64)
+    assert [len(column) for column in sizes_and_answers(QUESTIONS)] == [0, 0]
 
 
 def test_kinds_of_tables() -> None:
