@@ -2,15 +2,17 @@
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_runs import SETTINGS, folder  # noqa: F401  # a fixture
 
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json, write_json
-from ksat.runs import library_versions, read_run, read_settings, write_settings
+from ksat.runs import library_versions, read_run, read_settings, require_same_run, soup_members, write_settings
 from ksat.sealed import content_sha256
 
 
@@ -48,6 +50,28 @@ def test_what_is_said_of_an_adapter(folder: Path, name: str) -> None:  # noqa: F
     file.unlink()
     file.mkdir()
     assert said(lambda: read_run(folder)) == f"{file}: no such file; the checkpoint was not copied as a whole"
+
+
+def test_another_run_that_took_the_place_is_named(folder: Path) -> None:  # noqa: F811
+    run = read_run(folder)
+    require_same_run(folder, run)
+    assert said(lambda: require_same_run(folder, replace(run, scale=3.25))) == (
+        f"{folder}: another run took its place while it was read; run the same command again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("soup", "hashes"),
+    [
+        ([{"adapter_sha256": "a"}, {"adapter_sha256": "b", "run": "r"}], ["a", "b"]),
+        (["a", {"adapter_sha256": 1}, {"run": "r"}, {"adapter_sha256": "b"}], ["b"]),
+        ({"adapter_sha256": "a"}, []),
+    ],
+)
+def test_members_of_a_soup_are_their_adapters(folder: Path, soup: Any, hashes: list[str]) -> None:  # noqa: F811
+    run = read_run(folder)
+    assert soup_members(run) == []
+    assert soup_members(replace(run, settings={**run.settings, "soup": soup})) == hashes
 
 
 def test_what_is_said_of_an_edited_run(folder: Path) -> None:  # noqa: F811
