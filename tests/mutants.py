@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "mutants"
 TESTS = {
-    "questions": ("questions", "questions_exact", "folds"),
+    "questions": ("questions", "questions_exact", "folds", "kinds"),
     "prompts": ("prompts", "prompts_exact"),
     "encoding": ("encoding", "encoding_exact"),
     "packing": ("packing",),

@@ -50,6 +50,24 @@ def write(folder: Path, **cells: str) -> Path:
         ({"problems": "{'choices': 1}"}, f"have no 'question' in 'problems' (id 'i': keys ['choices']); {FORM}"),
         ({"problems": "{'question': 1}"}, f"have no 'choices' in 'problems' (id 'i': keys ['question']); {FORM}"),
         ({"problems": "{'a': 1, 'b': 2, 'a': 3}"}, "have a key twice in 'problems' (id 'i': 'a'); keep one of each"),
+        (
+            {"problems": "{'question': 'q', 'choices': array(['a'])}"},
+            f"have a 'problems' that is not a Python literal (id 'i': \"{{'question': 'q', 'choices': array(['a'])}}\"); {FORM}; of a numpy "
+            "array write its .tolist()",
+        ),
+        (
+            {"problems": "{'question': 'q', 'choices': ['a' 'b', 'c']}"},
+            "have two texts without a comma between them in 'problems' (id 'i': \"'a' 'b'\"); put the comma there; a list that numpy "
+            "printed has none: write its .tolist()",
+        ),
+        (
+            {"problems": "{'question': 'q', 'choices': [NaN, nan, null, true, false]}"},
+            f"have a choice that is empty or not text (id 'i': [None, None, None, True, False]); {FORM}",
+        ),
+        (
+            {"problems": "{'question': 'q', 'choices': [other]}"},
+            f"have a 'problems' that is not a Python literal (id 'i': \"{{'question': 'q', 'choices': [other]}}\"); {FORM}",
+        ),
         ({"problems": problems(question=3)}, f"have a question that is not text (id 'i': int); {FORM}"),
         ({"problems": problems(choices="ab")}, f"have no choices (id 'i'); {FORM}"),
         ({"problems": problems(choices=())}, f"have no choices (id 'i'); {FORM}"),
