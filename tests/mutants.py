@@ -169,8 +169,6 @@ class Trial:
         """Ends this fork with 1 if a test fails on the mutant, with 0 if none does."""
         from mutmut.mutation.trampoline import set_mutant_under_test
 
-        seconds = 10 + math.ceil(5 * sum(self.cost[item.nodeid] for item in items))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         signal.alarm(LONGEST)
         null = os.open(os.devnull, os.O_WRONLY)
@@ -179,9 +177,18 @@ class Trial:
         set_mutant_under_test(name)
         code = 1
         try:
-            code = int(any(_fails(item, after) for item, after in zip(items, [*items[1:], None], strict=True)))
+            code = int(
+                any(self._fails_in_time(item, after) for item, after in zip(items, [*items[1:], None], strict=True))
+            )
         finally:
             os._exit(code)
+
+    def _fails_in_time(self, item: pytest.Item, following: pytest.Item | None) -> bool:
+        """A mutant that goes round for ever ends here, by SIGXCPU."""
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        seconds = math.ceil(time.process_time() + 10 + 5 * self.cost[item.nodeid])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
+        return _fails(item, following)
 
     def _note(self, name: str, code: int) -> None:
         ended_late = code in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM)
