@@ -291,7 +291,16 @@ def test_a_poor_member_under_three_names_makes_fitted_weights_worth_it(method: s
     for figure, worth in (("log_loss", log_loss), ("accuracy", share_right)):
         expected = worth(found.fitted, answers) - worth(found.equal, answers)
         assert getattr(found.difference, figure).value == pytest.approx(expected, abs=1e-12)
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["verdict"] == "worth it"
+    changed = sum(a.argmax() != b.argmax() for a, b in zip(found.fitted, found.equal, strict=True))
+    accuracy, macro_f1, loss = found.optimism
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == {
+        "method": method,
+        "verdict": "worth it",
+        "difference": found.difference.to_dict(),
+        "optimism": {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": loss},
+        "changed_answers": changed,
+        "fold_weights": [list(weights) for weights in found.fold_weights],
+    }
 
 
 def share_right(probs: FloatArray, answers: IntArray) -> float:
