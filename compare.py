@@ -58,14 +58,14 @@ def main(argv: list[str] | None = None) -> None:
     """Compares, prints, and writes with --out."""
     args = build_parser().parse_args(argv)
     from ksat.files import claim_outputs, remove_all, require_name
-    from ksat.versus import compare, format_comparison
+    from ksat.versus import format_comparison
 
     if args.pick_two and len(args.runs) < 2:
         raise InputError("--pick-two: two are picked among at least two files; name more")
     if args.out is None and args.overwrite:
         raise InputError("--overwrite needs --out NAME: nothing is written without it")
     if args.out is None:
-        found = compare(args.runs, args.answers, args.questions, kinds=args.kinds, half=args.half)
+        found = _compare(args)
         print(format_comparison(found, pick=args.pick_two))
         return
     folder = COMPARISONS / require_name("--out", args.out)
@@ -75,11 +75,20 @@ def main(argv: list[str] | None = None) -> None:
     paths = [folder / name for name in names]
     inputs = [*args.runs, args.answers, args.questions, kinds_file(args.kinds)]
     with claim_outputs(paths, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
-        found = compare(args.runs, args.answers, args.questions, kinds=args.kinds, half=args.half)
+        found = _compare(args)
         text = format_comparison(found, pick=args.pick_two)
         stale = [folder / name for name in of_pairs if name not in names] if outputs.are_ours else []
         outputs.write(_writers(found, text), before_done=lambda: remove_all(stale))
     print(f"{text}\n\nwrote {', '.join(names)} in {folder}")
+
+
+def _compare(args: argparse.Namespace) -> "Comparison":
+    from ksat.provenance import require_held_out
+    from ksat.versus import compare
+
+    found = compare(args.runs, args.answers, args.questions, kinds=args.kinds, half=args.half)
+    require_held_out(args.runs)
+    return found
 
 
 def _writers(found: "Comparison", text: str) -> "list[Callable[[Path], None]]":

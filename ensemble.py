@@ -151,6 +151,7 @@ def check(submission: Path, test_path: Path | None) -> None:
 def log(args: argparse.Namespace) -> None:
     """Enters a submission or its scores, and prints the log."""
     from ksat.predictions import SUBMISSIONS, read_labels
+    from ksat.provenance import require_held_out
     from ksat.submission_log import enter, log_table, read_log
 
     read_labels(args.log)  # nothing but a submission goes into the log
@@ -161,6 +162,7 @@ def log(args: argparse.Namespace) -> None:
         if not args.answers:
             raise InputError("--oof needs --answers: the gold answers of its rows")
         metrics = _metrics_of(args.oof, args.answers)
+        require_held_out([args.oof])
         scores |= {"oof_accuracy": round(metrics.accuracy.value, 6), "oof_macro_f1": round(metrics.macro_f1.value, 6)}
     path = SUBMISSIONS / "log.csv"
     row, is_new = enter(path, args.log, scores)
@@ -197,9 +199,10 @@ def _fit(args: argparse.Namespace) -> "BlendFit":
     from ksat.blend_fit import fit_members
     from ksat.blending import align_members, read_member
     from ksat.predictions import Predictions, align_answers, read_answers
-    from ksat.provenance import require_out_of_fold
+    from ksat.provenance import require_distinct, require_held_out
 
-    require_out_of_fold(args.fit)
+    require_distinct(args.fit)
+    require_held_out(args.fit)
     members = [read_member(path, None) for path in args.fit]
     first = members[0].predictions
     counts = dict(zip(first.ids, first.num_choices.tolist(), strict=True))
@@ -233,10 +236,12 @@ def run_blend(args: argparse.Namespace) -> None:
     from ksat.blending import check_weights
     from ksat.files import claim_outputs
     from ksat.predictions import submission_paths, write_predictions
+    from ksat.provenance import require_distinct
 
     paths = submission_paths(args.out)
     inputs = [*args.members, args.answers, args.test, args.apply]
     with claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
+        require_distinct(args.members)
         fitted = read_fit(args.apply, args.members, as_fitted=args.fitted) if args.apply else None
         shares = list(fitted.weights) if fitted else check_weights(args.weights, len(args.members))
         blended, said = _blend(args, fitted, shares)

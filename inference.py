@@ -291,6 +291,7 @@ def _score(
     from ksat.position_bias import debias, estimate_priors, probed_rows, report_orders
     from ksat.predictions import Predictions
     from ksat.prompts import PromptTemplate
+    from ksat.provenance import training_of
     from ksat.runs import library_versions, require_same_run, soup_members
     from ksat.scoring import average_orders, choice_probs, score_questions
     from ksat.step_memory import scoring_pack_tokens
@@ -366,6 +367,7 @@ def _score(
     report |= {
         "run": Path(args.ckpt).resolve().name if args.ckpt else None,
         "soup_of": soup_members(run) if run else [],
+        "training": training_of(run.settings) if run else {},
         "num_cut": sum(e.num_cut_characters > 0 for e in encoded),
         "num_cut_context": sum(e.num_cut_context > 0 for e in encoded),
         "num_dropped_shots": sum(e.num_dropped_shots for e in encoded),

@@ -27,7 +27,9 @@ from ksat.metrics import (
     random_baseline,
 )
 from ksat.near_duplicates import passage_groups
+from ksat.orders import ONE_ORDER
 from ksat.predictions import SUBMISSIONS, FloatArray, IntArray, Predictions, probs_writer, read_probs
+from ksat.provenance import training_of
 from ksat.questions import Question, read_questions
 from ksat.run_folders import next_step, require_replaceable
 from ksat.runs import read_run
@@ -227,6 +229,17 @@ def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Pr
         "cross_validation_sha256": plan.sha256,
         "base": run.base,
         "run": plan.run,
+        # What tells it from another run on this base, in the names that inference.py gives it.
+        "score_by": run.score_by,
+        "template": run.template,
+        "max_tokens": run.max_tokens,
+        "quantization": run.quantization,
+        "context_when": run.settings.get("context_when", "none"),
+        "shots": 0,
+        "choice_orders": ONE_ORDER.name,
+        "debias": None,
+        "data": run.data,
+        "training": training_of(run.settings),
         "folds": plan.num_folds,
         "folds_sha256": assignments.pop(),
         "members": members,

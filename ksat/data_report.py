@@ -18,6 +18,7 @@ from ksat.kinds import find_kind
 from ksat.metrics import count_positions
 from ksat.near_duplicates import letters_of, near_duplicate_pairs, passage_groups
 from ksat.predictions import Predictions, read_probs, sizes_and_answers
+from ksat.provenance import require_held_out
 from ksat.questions import Question, passage_key, read_questions
 from ksat.tables import markdown_table
 
@@ -297,6 +298,7 @@ def _suspects(oof: Path, file: Path, rows: Sequence[Question]) -> tuple[pd.DataF
     predictions = read_probs(oof)
     if unknown := [(row_id, "") for row_id in predictions.ids if row_id not in questions]:
         raise bad_rows(oof, f"are no labelled rows of {file}", unknown, "give the file that the folds were cut from")
+    require_held_out([oof])
     suspects, temperature = find_suspects(predictions, questions)
     table = pd.DataFrame([asdict(suspect) for suspect in suspects], columns=[f.name for f in fields(Suspect)])
     return table, f"\n{suspects_text(suspects, temperature, len(predictions.ids), questions)}"

@@ -1,6 +1,7 @@
 """compare.py, from the command line to the files."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,23 @@ def test_three_runs_are_compared(here: Path, capsys: pytest.CaptureFixture[str])
     assert len(records) == 3
     assert all(0.5 <= float(record["ahead_again"]) <= 1 for record in records)
     assert float(records[-1]["p_holm"]) < 0.05
+
+
+def test_a_run_that_was_trained_on_the_rows_is_not_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = ["good-oof.probs.csv", "alike-oof.probs.csv"]
+    (here / "good-oof.probs.json").write_text(json.dumps({"base": "b", "out_of_fold": True}))
+    compare.main([*runs, "--answers", "gold.csv"])
+    told = capsys.readouterr().err
+    assert told.startswith("warning: alike-oof.probs.csv has no report that says whether its rows were held out")
+    assert len(told.splitlines()) == 1
+    about = {"base": "b", "adapter_sha256": "2", "data": [{"file": "gold.csv", "sha256": "1"}], "test_sha256": "1"}
+    (here / "alike-oof.probs.json").write_text(json.dumps(about | {"test": "gold.csv"}))
+    for out in ([], ["--out", "trained"]):
+        with pytest.raises(
+            InputError, match="alike-oof.probs.csv was scored by a run that was trained on gold.csv, so that"
+        ):
+            compare.main([*runs, "--answers", "gold.csv", *out])
+    assert not (here / "comparisons/trained/comparison.md").exists()
 
 
 def test_labels_with_questions_say_the_same_and_nothing_is_written(

@@ -24,6 +24,7 @@ from ksat.folds import assign_folds, fold_rows
 from ksat.metrics import compute_metrics
 from ksat.near_duplicates import near_rows
 from ksat.predictions import Predictions, read_probs, write_probs
+from ksat.provenance import read_provenance, require_held_out
 from ksat.questions import read_questions
 
 CPU = ["--device", "cpu", "--engine", "transformers"]
@@ -59,6 +60,9 @@ def test_all_folds_give_every_row_a_probability_of_a_run_that_did_not_see_it(
     report = read_json(Path("submissions/cv-oof.probs.json"))
     assert (report["folds"], report["folds_sha256"]) == (3, folds.sha256)
     assert [member["run"] for member in report["members"]] == ["cv-fold0", "cv-fold1", "cv-fold2"]
+    assert (report["score_by"], report["shots"], report["choice_orders"]) == ("label", 0, 1)
+    assert (report["training"]["seed"], report["training"]["rank"], report["context_when"]) == (0, 4, "none")
+    of_folds = read_provenance(Path("submissions/cv-oof.probs.csv"))
     for fold in range(3):
         # The run's own adapter scores its held-out rows to the same probabilities: the last epoch's, not a chosen one's.
         run = Path(f"checkpoints/cv-fold{fold}")
@@ -68,6 +72,13 @@ def test_all_folds_give_every_row_a_probability_of_a_run_that_did_not_see_it(
         write_questions(Path("held.csv"), held_out, labelled=False)
         inference.main(["--ckpt", str(run), "--test", "held.csv", "--out", "out/held", "--overwrite", *CPU])
         scored = read_probs("out/held.probs.csv")
+        # Inference tells by the same names how it was asked and trained.
+        own = read_provenance(Path("out/held.probs.csv"))
+        assert (own.agrees_with(of_folds), own.traits) == (True, of_folds.traits)
+        require_held_out(
+            [Path("out/held.probs.csv"), Path("submissions/cv-oof.probs.csv"), run / "validation.probs.csv"]
+        )
+        assert "warning:" not in capsys.readouterr().err
         rows = [oof.ids.index(row_id) for row_id in scored.ids]
         np.testing.assert_allclose(scored.probs, oof.probs[rows], atol=1e-5)
         with (run / "folds.csv").open() as file:
@@ -453,6 +464,10 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert float(suspect["prob"]) == pytest.approx(
         1e-15 ** (1 / temperature) / (size - 1) / (1 / (size - 1)) ** (1 / temperature), rel=0.2
     )
+    about = {"base": "b", "adapter_sha256": "2", "data": [{"file": "train.csv", "sha256": "1"}], "test_sha256": "1"}
+    Path("oof.probs.json").write_text(json.dumps(about | {"test": "train.csv"}))
+    with pytest.raises(InputError, match="oof.probs.csv was scored by a run that was trained on train.csv, so that"):
+        train.main([*report, "--against", "more.csv", "--oof", "oof.probs.csv", "--overwrite"])
     train.main([*report, "--overwrite"])
     assert sorted(os.listdir("reports")) == [
         "train-duplicates.csv",

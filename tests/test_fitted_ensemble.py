@@ -1,16 +1,19 @@
 """ensemble.py --fit, --apply and --log, from the command line to the files."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ensemble
 from ksat.errors import InputError
-from ksat.files import read_json
+from ksat.files import file_sha256, read_json
 from ksat.predictions import FloatArray, Predictions, read_probs, write_probs
-from ksat.provenance import provenance_from_dict, read_provenance, require_out_of_fold
+from ksat.provenance import provenance_from_dict, read_provenance, require_held_out, require_order
 from ksat.submission_log import read_log
 
 NUM_ROWS = 240
@@ -109,33 +112,141 @@ def test_what_fit_refuses(folder: Path, flags: tuple[str, ...], match: str) -> N
     assert not (folder / "submissions").exists()
 
 
+def write_rows(path: Path, numbers: Iterable[int]) -> str:
+    """A labelled file with questions by number, two a passage; returns its hash."""
+    lines = ["id,paragraph,problems,question_plus"]
+    for row in numbers:
+        problems = {"question": f"{row}번은?", "choices": list("abcde"), "answer": row % 5 + 1}
+        lines.append(f'{path.stem}{row},passage {"abcdefghij"[row // 20]} {row // 2 * 7919},"{problems}",')
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file_sha256(path)
+
+
+def tell(file: str, **about: object) -> None:
+    Path(file).with_suffix(".json").write_text(json.dumps(about))
+
+
+TUNED = {"base": "b", "run": "r", "adapter_sha256": "2" * 64}
+
+
 def test_members_that_were_trained_on_their_rows_are_refused_and_unknown_ones_named(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reports = {name: folder / f"{name}-oof.probs.json" for name in ("good", "twin")}
-    trained = [{"file": "gold.csv", "sha256": "1" * 64}]
-    reports["twin"].write_text('{"base": "b", "adapter_sha256": null, "data": []}')  # untuned
-    for about, is_named in (
-        ({"out_of_fold": True, "data": trained}, False),
-        ({"base": "b", "adapter_sha256": "2" * 64, "data": trained, "test_sha256": "3" * 64}, False),
-        ({"base": "b", "adapter_sha256": "2" * 64}, True),
-        ({"members": []}, True),
-        (None, True),
+    good, twin = "good-oof.probs.csv", "twin-oof.probs.csv"
+    data = [{"file": "gold.csv", "sha256": "1" * 64}]
+    tell(twin, base="b", adapter_sha256=None, data=[])  # untuned
+    no_report = "good-oof.probs.csv has no report that says whether its rows were held out; a file of rows that"
+    for about, warning in (
+        ({"out_of_fold": True, "data": data}, ""),
+        (TUNED, no_report),
+        ({"members": []}, no_report),
+        ({}, no_report),
+        (TUNED | {"data": data, "test": "gone.csv", "test_sha256": "3"}, "good-oof.probs.csv: gone.csv is gone or was"),
+        (
+            TUNED | {"data": data, "test": "gold.csv", "test_sha256": file_sha256(folder / "gold.csv")},
+            "good-oof.probs.csv: gold.csv is gone or was changed, so that nothing tells whether the rows were held out",
+        ),
     ):
-        reports["good"].write_text(json.dumps(about)) if about else reports["good"].unlink()
-        require_out_of_fold([Path("good-oof.probs.csv"), Path("twin-oof.probs.csv")])
+        tell(good, **about)
+        require_held_out([Path(good), Path(twin)])
         told = capsys.readouterr().err
-        assert told.startswith("warning: good-oof.probs.csv has no report that says") == is_named
-        assert len(told.splitlines()) == is_named
-    about = {"base": "b", "adapter_sha256": "2" * 64, "data": trained, "test": "gold.csv", "test_sha256": "1" * 64}
-    reports["good"].write_text(json.dumps(about))
+        assert told.startswith(f"warning: {warning}") if warning else not told
+        assert len(told.splitlines()) == bool(warning)
+    tell(good, **TUNED, data=data, test="gold.csv", test_sha256="1" * 64)
     with pytest.raises(
         InputError, match="good-oof.probs.csv was scored by a run that was trained on gold.csv, so that it looks"
     ):
         fit("good", "twin")
+
+
+def test_a_file_with_rows_that_were_trained_on_is_in_sample_whatever_its_bytes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashes = {
+        f"{name}.csv": write_rows(folder / f"{name}.csv", rows)
+        for name, rows in (
+            ("train", range(100)),
+            ("more", range(120)),  # a superset
+            ("reversed", reversed(range(100))),
+            ("other", range(120, 160)),
+            ("few", range(96, 160)),
+            ("half", range(60, 140)),
+        )
+    }
+    file = "good.probs.csv"
+
+    def check(trained: str, scored: str, **about: object) -> str:
+        data = [{"file": trained, "sha256": hashes[trained]}]
+        tell(file, **TUNED, data=data, test=scored, test_sha256=hashes[scored], **about)
+        require_held_out([Path(file)])
+        return capsys.readouterr().err
+
+    for trained, scored in (("train.csv", "reversed.csv"), ("more.csv", "train.csv")):
+        with pytest.raises(
+            InputError, match=r"trained on most of its rows: 100 of its 100 rows \(first: id '\w+'\) stand in"
+        ):
+            check(trained, scored)
+    assert not check("train.csv", "other.csv")
+    assert not check("train.csv", "other.csv", soup_of=["1", "2"])
+    assert "warning: good.probs.csv: 4 of its 64 rows (first: id 'few96') stand in train.csv too" in check(
+        "train.csv", "few.csv"
+    )
+    assert "40 of its 80 rows" in check("train.csv", "half.csv")
+    # Rows that training left out by --leave-out or --valid.
+    assert not check("train.csv", "half.csv", training={"leave_out_sha256": hashes["half.csv"], "valid_sha256": []})
+    assert not check("train.csv", "half.csv", training={"leave_out_sha256": None, "valid_sha256": [hashes["half.csv"]]})
+
+
+def test_rows_that_a_run_held_out_to_validate_on_are_held_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = write_rows(folder / "train.csv", range(100))
+    (folder / "held.csv").write_text(
+        "".join((folder / "train.csv").read_text().splitlines(True)[i] for i in (0, *range(91, 101)))
+    )
+    run = folder / "checkpoints/r"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"adapter_sha256": "2" * 64}))
+    held_out = Predictions(tuple(f"train{i}" for i in range(90, 100)), np.full((10, 5), 0.2))
+    write_probs(run / "validation.probs.csv", held_out)
+    data, scored = [{"file": "train.csv", "sha256": trained}], file_sha256(folder / "held.csv")
+    tell("good.probs.csv", **TUNED, data=data, test="held.csv", test_sha256=scored)
+    require_held_out([Path("good.probs.csv"), run / "validation.probs.csv"])
+    assert not capsys.readouterr().err
+    (run / "run.json").write_text(json.dumps({"adapter_sha256": "3" * 64}))  # another run of that name
+    with pytest.raises(InputError, match="10 of its 10 rows"):
+        require_held_out([Path("good.probs.csv")])
+
+
+def test_of_a_blend_its_members_are_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("good", "twin"):
+        tell(f"{name}-oof.probs.csv", base="b", out_of_fold=True, run=name)
+    ensemble.main(["good-oof.probs.csv", "twin-oof.probs.csv", "--out", "ab-oof"])
+    blend = Path("submissions/ab-oof.probs.csv")
+    require_held_out([blend])
+    assert not capsys.readouterr().err
+    tell("twin-oof.probs.csv", **TUNED, data=[{"file": "x.csv", "sha256": "1"}], test="x.csv", test_sha256="1")
+    with pytest.raises(InputError, match=r"twin-oof.probs.csv was scored by a run that was trained on x.csv"):
+        require_held_out([blend])
+    tell("submissions/ab-oof.probs.csv", members=[{"file": str(blend), "sha256": file_sha256(blend)}])  # edited: no end
+    require_held_out([blend])
+    assert "warning: submissions/ab-oof.probs.csv has no report that says" in capsys.readouterr().err
+    tell("submissions/ab-oof.probs.csv", members=[{"file": "good.probs.csv", "sha256": "of another"}])
+    require_held_out([blend])
+    assert "warning: submissions/ab-oof.probs.csv has no report that says" in capsys.readouterr().err
+
+
+def test_a_member_counts_once(folder: Path) -> None:
     (folder / "linked-oof.probs.csv").symlink_to("twin-oof.probs.csv")
-    with pytest.raises(InputError, match="linked-oof.probs.csv is twin-oof.probs.csv again: a member counts once"):
-        fit("twin", "linked")
+    (folder / "copied-oof.probs.csv").write_bytes((folder / "twin-oof.probs.csv").read_bytes())
+    for name in ("linked", "copied"):
+        match = f"{name}-oof.probs.csv is twin-oof.probs.csv again: a member counts once; leave one out"
+        with pytest.raises(InputError, match=match):
+            fit("good", "twin", name)
+        with pytest.raises(InputError, match=match):
+            ensemble.main(["twin-oof.probs.csv", f"{name}-oof.probs.csv", "--out", "t"])
+    fit("good", "twin")
+    with pytest.raises(InputError, match=r"good.probs.csv is good.probs.csv again"):
+        ensemble.main(["--apply", "submissions/ab.blend.json", "good.probs.csv", "good.probs.csv", "--out", "t"])
+    assert not (folder / "submissions/t.csv").exists()
 
 
 def test_labels_alone_are_folded_by_rows_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +281,7 @@ def test_what_apply_refuses(folder: Path) -> None:
         value | {"equal": 1, "recommended": "equal"},
         value | {"members": [1, 2]},
         value | {"members": [member | {"runs": "ab"} for member in value["members"]]},
+        value | {"members": [member | {"traits": []} for member in value["members"]]},
         value | {"members": []},
     ):
         path.write_text(json.dumps(changed))
@@ -180,12 +292,18 @@ def test_what_apply_refuses(folder: Path) -> None:
 
 OF_FOLDS = {"out_of_fold": True, "run": "r", "base": "b", "members": [{"run": "r-fold0", "adapter_sha256": "1"}]}
 
+UNTUNED = {"base": "b", "adapter_sha256": None, "template": {"user": "p"}, "shots": 0, "choice_orders": "cyclic:1"}
+
 
 @pytest.mark.parametrize(
     ("one", "other", "agree"),
     [
         ({}, OF_FOLDS, None),  # no report
-        ({"base": "b", "adapter_sha256": None}, {"base": "b", "adapter_sha256": None}, True),
+        ({"base": "b", "adapter_sha256": None}, {"base": "b", "adapter_sha256": None}, None),
+        (UNTUNED, UNTUNED, True),
+        (UNTUNED, UNTUNED | {"choice_orders": "cyclic:5"}, None),
+        (UNTUNED, UNTUNED | {"shots": 5}, False),
+        (UNTUNED, UNTUNED | {"template": {"user": "q"}}, False),
         ({"base": "c", "adapter_sha256": None}, {"base": "b", "adapter_sha256": None}, False),
         ({"base": "b", "adapter_sha256": None}, OF_FOLDS, False),  # untuned
         ({"base": "c", "adapter_sha256": "1", "run": "r"}, OF_FOLDS, False),
@@ -193,6 +311,8 @@ OF_FOLDS = {"out_of_fold": True, "run": "r", "base": "b", "members": [{"run": "r
         ({"base": "b", "adapter_sha256": "2", "run": "r"}, OF_FOLDS, True),  # trained on all rows under the same name
         ({"base": "b", "adapter_sha256": "2", "run": "mean", "soup_of": ["1"]}, OF_FOLDS, True),
         ({"base": "b", "adapter_sha256": "2", "run": "s"}, OF_FOLDS, None),
+        ({"base": "b", "adapter_sha256": "2", "run": "r", "score_by": "text"}, OF_FOLDS | {"score_by": "label"}, False),
+        ({"base": "b", "adapter_sha256": "2", "run": "s", "score_by": "text"}, OF_FOLDS | {"score_by": "text"}, None),
         ({"base": ["b"], "run": 1, "members": 2}, OF_FOLDS, None),
     ],
 )
@@ -202,25 +322,27 @@ def test_whether_two_files_are_of_one_model(folder: Path, one: object, other: ob
         (folder / f"{name}.probs.json").write_text(json.dumps(about))
         found.append(read_provenance(folder / f"{name}.probs.csv"))
         assert provenance_from_dict(found[-1].to_dict(), "x.json") == found[-1]
+    earlier = {name: value for name, value in found[0].to_dict().items() if name != "traits"}  # a blend.json of before
+    assert provenance_from_dict(earlier, "x.json") == replace(found[0], traits={})
     assert found[0].agrees_with(found[1]) is found[1].agrees_with(found[0]) is agree
 
 
 def test_apply_takes_each_member_in_its_place_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def tell(name: str, **about: object) -> None:
-        (folder / f"{name}.probs.json").write_text(json.dumps(about))
-
-    tell("good-oof", **OF_FOLDS)
-    tell("twin-oof", **OF_FOLDS | {"run": "s", "members": [{"run": "s-fold0", "adapter_sha256": "2"}]})
-    tell("echo-a-oof", base="c", adapter_sha256=None)
+    tell("good-oof.probs.csv", **OF_FOLDS)
+    tell("twin-oof.probs.csv", **OF_FOLDS | {"run": "s", "members": [{"run": "s-fold0", "adapter_sha256": "2"}]})
+    tell("echo-a-oof.probs.csv", **UNTUNED | {"base": "c"})
     fit("good", "twin", "echo-a")
     capsys.readouterr()
     apply = ["--apply", "submissions/ab.blend.json", "--out", "t"]
     files = ["good.probs.csv", "twin.probs.csv", "echo-a.probs.csv"]
     ensemble.main([*apply, *files])
-    assert "note: good.probs.csv, twin.probs.csv, echo-a.probs.csv: no report tells what" in capsys.readouterr().err
-    tell("good", base="b", adapter_sha256="1", run="r-fold0")
-    tell("twin", base="b", adapter_sha256="3", run="s")
-    tell("echo-a", base="c", adapter_sha256=None)
+    assert (
+        "note: good.probs.csv, twin.probs.csv, echo-a.probs.csv: no report tells for certain which of --fit's"
+        in capsys.readouterr().err
+    )
+    tell("good.probs.csv", base="b", adapter_sha256="1", run="r-fold0")
+    tell("twin.probs.csv", base="b", adapter_sha256="3", run="s")
+    tell("echo-a.probs.csv", **UNTUNED | {"base": "c"})
     ensemble.main([*apply, *files, "--overwrite"])
     assert not capsys.readouterr().err
     before = (folder / "submissions/t.probs.csv").read_bytes()
@@ -231,14 +353,128 @@ def test_apply_takes_each_member_in_its_place_alone(folder: Path, capsys: pytest
     for order, match in (([1, 0, 2], same_base), ([2, 1, 0], other_base)):
         with pytest.raises(InputError, match=match):
             ensemble.main([*apply, *(files[i] for i in order), "--overwrite"])
-    tell("good", base="d", adapter_sha256="1", run="r")
+    tell("good.probs.csv", base="d", adapter_sha256="1", run="r")
     with pytest.raises(
         InputError, match=r"good.probs.csv \(d, r\) stands in the place of good-oof.probs.csv \(b, r\): give the"
     ):
         ensemble.main([*apply, *files, "--overwrite"])
-    tell("good", base="b", adapter_sha256="9", run="of-all-rows")  # known to nobody: the same base may stand there
+    tell(
+        "good.probs.csv", base="b", adapter_sha256="9", run="of-all-rows"
+    )  # known to nobody: the same base may stand there
     ensemble.main([*apply, *files, "--overwrite"])
+    assert "note: good.probs.csv: no report tells for certain which" in capsys.readouterr().err
     assert (folder / "submissions/t.probs.csv").read_bytes() == before
+
+
+def of_folds(run: str, **about: object) -> dict[str, object]:
+    """The report of --all, of this version with what `about` tells of its training and asking."""
+    return {
+        "out_of_fold": True,
+        "base": "b",
+        "run": run,
+        "members": [{"run": f"{run}-fold0", "adapter_sha256": run}],
+        **about,
+    }
+
+
+def refit(run: str, **about: object) -> dict[str, object]:
+    """The report of a run on all rows."""
+    return {"base": "b", "run": run, "adapter_sha256": f"of {run}", **about}
+
+
+def asked(**training: object) -> dict[str, object]:
+    return {
+        "score_by": "label",
+        "template": {"user": "p"},
+        "shots": 0,
+        "choice_orders": "cyclic:1",
+        "training": training,
+    }
+
+
+IS_NOTED, IS_SETTLED = True, False
+SEEDS = asked(seed=0, rank=64), asked(seed=1, rank=64)
+BY_TEXT = asked(seed=0, rank=64) | {"score_by": "text"}
+
+
+@pytest.mark.parametrize(
+    ("fitted", "given", "is_noted"),
+    [
+        # Of earlier versions: the names of the runs are all there is.
+        ([of_folds("a"), of_folds("w")], [refit("a-all"), refit("w-all")], IS_NOTED),
+        ([of_folds("a-cv"), of_folds("b-cv")], [refit("a"), refit("b-all")], IS_NOTED),
+        ([of_folds("a"), of_folds("a-big")], [refit("a-all"), refit("a-big-all")], IS_NOTED),
+        # Of this version: how they were asked and trained.
+        ([of_folds("x", **SEEDS[0]), of_folds("y", **SEEDS[1])], [refit("p", **SEEDS[0]), refit("q", **SEEDS[1])], IS_SETTLED),
+        ([of_folds("x", **SEEDS[0]), of_folds("y", **BY_TEXT)], [refit("p", **SEEDS[0]), refit("q", **BY_TEXT)], IS_SETTLED),
+        # An untuned base with two prompts, and with and without shots.
+        (
+            [UNTUNED, UNTUNED | {"template": {"user": "q"}}],
+            [UNTUNED, UNTUNED | {"template": {"user": "q"}}],
+            IS_SETTLED,
+        ),
+        ([UNTUNED, UNTUNED | {"shots": 5}], [UNTUNED, UNTUNED | {"shots": 5}], IS_SETTLED),
+        # One run, asked in two ways.
+        (
+            [refit("a", **SEEDS[0]), refit("a", **SEEDS[0] | {"choice_orders": "cyclic:5"})],
+            [refit("a", **SEEDS[0]), refit("a", **SEEDS[0] | {"choice_orders": "cyclic:5"})],
+            IS_SETTLED,
+        ),
+        # Soups of the folds, one of them with another rank.
+        (
+            [of_folds("a", **SEEDS[0]), of_folds("b", **SEEDS[1])],
+            [refit("mean", **SEEDS[0] | {"training": {}}, soup_of=["a"]), refit("b-soup", soup_of=["b", "b1"])],
+            IS_SETTLED,
+        ),
+    ],
+)  # fmt: skip
+def test_a_swapped_order_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], fitted: list[Any], given: list[Any], is_noted: bool
+) -> None:
+    for name, oof, test in zip(("good", "twin"), fitted, given, strict=True):
+        tell(f"{name}-oof.probs.csv", **oof)
+        tell(f"{name}.probs.csv", **test)
+    members = [read_provenance(Path(f"{name}-oof.probs.csv")) for name in ("good", "twin")]
+    names, files = ["good-oof.probs.csv", "twin-oof.probs.csv"], [Path("good.probs.csv"), Path("twin.probs.csv")]
+    require_order(members, names, files)
+    told = capsys.readouterr().err
+    assert bool(told) == is_noted
+    assert len(told.splitlines()) == is_noted
+    with pytest.raises(InputError, match=r"--apply: \w+.probs.csv \(b, [\w-]+\) stands in the place of"):
+        require_order(members, names, files[::-1])
+
+
+def test_a_foreign_or_doubled_model_is_refused_and_a_likely_one_passes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def order(*given: dict[str, object]) -> str:
+        files = [Path(f"{name}.probs.csv") for name in ("good", "twin")]
+        for file, about in zip(files, given, strict=True):
+            tell(str(file), **about)
+        require_order(members, ["A", "B"], files)
+        return capsys.readouterr().err
+
+    members = []
+    for name, about in (("good", of_folds("x", **SEEDS[0])), ("twin", of_folds("y", **SEEDS[1]))):
+        tell(f"{name}-oof.probs.csv", **about)
+        members.append(read_provenance(Path(f"{name}-oof.probs.csv")))
+    first, second = refit("p", **SEEDS[0]), refit("q", **SEEDS[1])
+    with pytest.raises(
+        InputError, match=r"in the place of B \(b, y\), whose score_by is 'label', not 'text': give the files in"
+    ):
+        order(first, refit("z", **BY_TEXT))
+    with pytest.raises(InputError, match=r"twin.probs.csv \(b, p\) stands in the place of B \(b, y\); it goes with A"):
+        order(first, first)
+    no_seed = refit("p", **asked(rank=64))
+    with pytest.raises(
+        InputError, match=r"twin.probs.csv .* but good.probs.csv is of the same adapter: give the files"
+    ):
+        order(no_seed, no_seed)
+    # Neither asks in another way nor is trained for longer than another member: it may stand there.
+    assert not order(first | {"choice_orders": "cyclic:5"}, second | {"choice_orders": "cyclic:5"})
+    assert not order(first, of_folds("y", **SEEDS[1]))
+    assert not order(first, second | {"training": {"seed": 1, "rank": 32}})
+    assert "note: good.probs.csv: no report tells for certain" in order(no_seed, second)
 
 
 def test_the_surest_member_decides_in_close_calls(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,3 +507,7 @@ def test_a_submission_is_logged_with_its_out_of_fold_score(folder: Path, capsys:
     assert row.public == 0.75
     with pytest.raises(InputError, match="do not spend a submission on them"):
         ensemble.main(log)
+    tell("twin-oof.probs.csv", **TUNED, data=[{"file": "gold.csv", "sha256": "1"}], test="gold.csv", test_sha256="1")
+    with pytest.raises(InputError, match="twin-oof.probs.csv was scored by a run that was trained on gold.csv"):
+        ensemble.main([*log, "--oof", "twin-oof.probs.csv", "--answers", "gold.csv"])
+    assert read_log(Path("submissions/log.csv")) == [row]
