@@ -197,13 +197,18 @@ def run_fit(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace) -> "BlendFit":
     from ksat.blend_fit import fit_members
-    from ksat.blending import align_members, read_member
+    from ksat.blending import SMOOTHING, align_members, read_member
     from ksat.predictions import Predictions, align_answers, read_answers
     from ksat.provenance import require_distinct, require_held_out
+    from ksat.questions import read_questions
 
     require_distinct(args.fit)
     require_held_out(args.fit)
-    members = [read_member(path, None) for path in args.fit]
+    sizes = {question.id: question.num_choices for question in read_questions(args.test)} if args.test else None
+    members = [read_member(path, sizes) for path in args.fit]
+    for member in members:
+        if member.label_only:
+            print(f"{member.path}: answers alone, each taken for a probability of {1 - SMOOTHING:g}")
     first = members[0].predictions
     counts = dict(zip(first.ids, first.num_choices.tolist(), strict=True))
     tables = align_members(members, counts, args.fit[0])

@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
     require_label(args.choice_orders, setup["score_by"])
     questions = read_questions(test, kinds=setup["kinds"])[: args.limit]
     args.choice_orders = args.choice_orders.at_most(questions)
+    if shots:
+        setup["shots"] = args.shots = _shots_at_most(args.shots, *shots, questions)
     if args.debias and (setup["score_by"] != "label" or args.choice_orders.count > 1):
         raise InputError(
             "--debias pride: it corrects digits in one order of the choices; leave out --choice-orders, and score by label"
@@ -375,7 +377,7 @@ def _score(
     if report["num_cut"] or report["num_cut_context"] or report["num_dropped_shots"]:
         print(
             f"to keep to --max-tokens {report['num_cut']} prompts lose the middle of their passage, {report['num_cut_context']} the end of "
-            f"their context, {report['num_dropped_shots']} shots are left out"
+            f"their context; {report['num_dropped_shots']} shots are left out, for that or because they are of the question's own passage"
         )
     if journal.scores:
         print(f"resuming: {len(journal.scores)} of {len(encoded)} prompts are scored already", file=sys.stderr)
@@ -406,7 +408,7 @@ def _journal_path(probs_path: Path) -> Path:
 
 def _shots(args: argparse.Namespace) -> "tuple[Path, list[Question]] | None":
     """The file of the shots, and its labelled questions in a fixed random order: each test question takes the first that
-    may stand before it; None without shots. Lowers args.shots to what there is, and says so.
+    may stand before it; None without shots.
 
     Raises:
         InputError: --train without --shots, shots for a run.
@@ -426,10 +428,23 @@ def _shots(args: argparse.Namespace) -> "tuple[Path, list[Question]] | None":
     source, _ = data_file(args.train, "--train", Path("data/train.csv"))
     pool = NO_CONTEXT.apply(read_questions(source, labelled=True))
     random.Random(0).shuffle(pool)
-    if len(pool) < args.shots:
-        print(f"--shots {args.shots}: {source} has {len(pool)} questions; --shots {len(pool)} is taken")
-        args.shots = len(pool)
     return source, pool
+
+
+def _shots_at_most(asked: int, source: Path, pool: "list[Question]", questions: "list[Question]") -> int:
+    """--shots, or as many as any question can get where that is fewer, which is said: what is recorded is what was done."""
+    from ksat.encoding import usable_shots
+
+    most = 0
+    for question in questions:  # the first one decides, unless the pool is hardly larger than what is asked for
+        most = max(most, len(usable_shots(question, pool, asked)))
+        if most == asked:
+            return asked
+    print(
+        f"--shots {asked}: of the {len(pool)} questions in {source} at most {most} may stand before another one, none before its own "
+        f"passage; --shots {most} is taken"
+    )
+    return most
 
 
 def _print_metrics(

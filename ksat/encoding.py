@@ -28,7 +28,7 @@ class EncodedQuestion:
     divisors: tuple[float, ...]
     answer_index: int | None
     num_cut_characters: int = 0  # taken from the middle of the passage
-    num_dropped_shots: int = 0
+    num_dropped_shots: int = 0  # of those asked for, for want of room or of questions on other passages
     order: int = 0  # of its choices, 0 to num_orders - 1
     num_orders: int = 1  # in which the question is asked; this one counts 1 / num_orders in a mean over questions
     shown: tuple[int, ...] = ()  # the choice at each place of the list, counted from 0
@@ -97,8 +97,7 @@ class Encoder:
     def _encode(self, question: Question, shown: Sequence[tuple[int, ...]]) -> list[EncodedQuestion]:
         """One question in these orders, all cut alike; the first is the row's own."""
         whole_context, orders = len(question.context), [reorder(question, each) for each in shown]
-        shots = self._shots_for(question)
-        num_shots = len(shots)
+        shots = usable_shots(question, self._shots, self.num_shots)
         while shots and not self._fits(orders, shots):
             shots.pop(0)
         if question.context and not self._fits(orders, shots):
@@ -116,7 +115,7 @@ class Encoder:
                     divisors=tuple(float(len(c)) if self.score_by == "text" else 1.0 for c in question.choices),
                     answer_index=None if question.answer is None else question.answer_index,
                     num_cut_characters=len(question.passage) - num_kept,
-                    num_dropped_shots=num_shots - len(shots),
+                    num_dropped_shots=self.num_shots - len(shots),
                     order=order,
                     num_orders=len(orders),
                     shown=shown[order],
@@ -143,10 +142,6 @@ class Encoder:
         if self._folds_system:
             messages = fold_system(messages)
         return chat_template.render(self.tokenizer, messages, add_generation_prompt=True)
-
-    def _shots_for(self, question: Question) -> list[Question]:
-        others = (shot for shot in self._shots if shot.id != question.id and not are_near(question, shot))
-        return list(itertools.islice(others, self.num_shots))
 
     def _ids(self, text: str) -> list[int]:
         """Token ids of rendered text; it holds its special tokens already, a second BOS would move everything."""
@@ -195,6 +190,12 @@ class Encoder:
                 "--max-tokens (a trained run's is fixed), or shorten the question"
             )
         return low
+
+
+def usable_shots(question: Question, pool: Sequence[Question], num_shots: int) -> list[Question]:
+    """The first of the pool that may stand before a question, at most num_shots: neither itself nor of its passage."""
+    others = (shot for shot in pool if shot.id != question.id and not are_near(question, shot))
+    return list(itertools.islice(others, num_shots))
 
 
 _ELLIPSIS = "\n(중략)\n"

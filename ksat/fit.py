@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from ksat.bases import KNOWN_BASES, KnownBase, find_base
 from ksat.devices import Device, machine_memory, measured_flops
@@ -355,9 +356,10 @@ def cost(base: str, device: Device, *, num_characters: int) -> str:
     if is_embedded(base):
         rate = 110.0 if device.kind == "cpu" else 20_000.0  # measured on 2 cores: 110
         return f"nothing to download; training about {max(1.0, tokens / rate / 60):.0f} minutes"
-    known = find_base(base)
+    known, is_here = find_base(base), Path(base).is_dir()
     if known is None:
-        return "size and time of this base are not known; it is downloaded unless it is in the Hugging Face cache"
+        fetched = "nothing to download" if is_here else "it is downloaded unless it is in the Hugging Face cache"
+        return f"size and time of this base are not known; {fetched}"
     stored = known.num_parameters * 2.0
     if known.is_quantized:
         stored -= known.shape.num_block_weights * (2 - NF4_BYTES)
@@ -368,4 +370,5 @@ def cost(base: str, device: Device, *, num_characters: int) -> str:
         how_long = f"how long training takes on {device.name} is not known"
     else:
         how_long = f"training about {work / (SHARE_OF_TFLOPS * device.tflops * 1e12) / 3600:.1f} h (rough)"
-    return f"download {stored / GIB:.0f} GiB unless cached; {how_long}"
+    fetched = "nothing to download" if is_here else f"download {stored / GIB:.0f} GiB unless cached"
+    return f"{fetched}; {how_long}"

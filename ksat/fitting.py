@@ -72,12 +72,13 @@ class NestedGain:
         if self.difference.num_groups < FEWEST_PASSAGES:  # so few make the interval too narrow
             few = f"{self.difference.num_groups} passages, fewer than {FEWEST_PASSAGES}"
             return f"not distinguishable from equal weights with {few}: take equal weights"
-        if loss.low > 0:
-            return "worse than equal weights: take equal weights"
-        if loss.value > -SMALLEST_GAIN:
-            return f"gains less than {SMALLEST_GAIN} nats a question: take equal weights"
+        # What changes nothing that anybody sees is neither worse nor better, however sure its sign is: a copy of a member is both.
         if not self.num_changed:
             return "no answer changes, only their probabilities do: take equal weights"
+        if abs(loss.value) < SMALLEST_GAIN:
+            return f"gains less than {SMALLEST_GAIN} nats a question: take equal weights"
+        if loss.low > 0:
+            return "worse than equal weights: take equal weights"
         # Log loss alone does not tell on which side accuracy ends; docs/results.md has the simulation of this margin.
         if accuracy.low is None or accuracy.high is None or accuracy.value < (accuracy.high - accuracy.low) / _SURE:
             return "its log loss is better and its accuracy not by a standard error: take equal weights"

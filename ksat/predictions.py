@@ -4,6 +4,7 @@ A probability file has the columns `id,answer,prob_1..prob_5`; a choice that the
 submission has `id,answer`. In both, `answer` is the prediction, counted from 1; it is never the gold answer.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ksat.questions import (
     MAX_CHOICES,
     MIN_CHOICES,
     Question,
+    is_missing,
     read_questions,
     read_table,
     require_columns,
@@ -250,8 +252,8 @@ def read_labels(path: Path | str) -> dict[str, int]:
     """Answers by id of a label-only CSV (`id,answer`: a submission, or a list of gold answers), in file order.
 
     Raises:
-        InputError: a probability file or questions instead of labels, a column missing, an id empty or doubled, or an
-            answer that is not an integer from 1 to 5.
+        InputError: a probability file or questions instead of labels, probabilities under other names, a column missing, an id
+            empty or doubled, or an answer that is not an integer from 1 to 5.
     """
     table = read_table(path)
     if is_probability_table(table):
@@ -259,19 +261,83 @@ def read_labels(path: Path | str) -> dict[str, int]:
     if is_competition_table(table):
         raise InputError(f"{path}: a file of questions where only `id,answer` is expected; give predictions")
     require_columns(table, path, ["id", "answer"])
-    if foreign := {name: match[1] for name in table.columns if (match := _FOREIGN_PROB.fullmatch(name.strip()))}:
-        renamed = ", ".join(f"{name!r} to 'prob_{number}'" for name, number in foreign.items())
-        raise InputError(
-            f"{path}: columns that look like probabilities under other names; rename {renamed}, and let 'answer' be the most probable "
-            "choice; or leave them out if the answers alone are meant"
-        )
+    _require_no_foreign_probs(table, path)
     return dict(zip(_ids(table, path), _integers(table, path, list(table["id"])), strict=True))
 
 
-# Of other toolkits: p1, prob1, P_2, probability_3, score 4, or bare numbers.
-_FOREIGN_PROB = re.compile(
-    r"(?:(?:p|probs?|probability|proba|prediction|pred|score|logit)[ _.-]?)?([1-5])", re.IGNORECASE
-)
+def _require_no_foreign_probs(table: pd.DataFrame, path: Path | str) -> None:
+    """Raises InputError for probabilities or scores of the choices under other names: beside them `answer` may be the gold answer.
+
+    The cells tell them, since every toolkit has names of its own: columns of numbers, one after the other, that add up to 1 (or to 100)
+    in every row, two columns of fractions, or one of lists. A comment, an index or one number is nothing of that kind.
+    """
+    leave_out = "or leave them out if the answers alone are meant"
+    columns: list[tuple[str, list[float]]] = []
+    for name, cells in table.items():
+        if name in ("id", "answer"):
+            continue
+        if _are_lists(cells):
+            raise InputError(
+                f"{path}: column {name!r} holds a list of numbers in every cell; if they are probabilities of the choices, write them as "
+                f"{_ALL_PROBS}, one column a choice (of scores their softmax), and let 'answer' be the most probable choice; {leave_out}"
+            )
+        if numbers := _foreign_numbers(cells):
+            columns.append((str(name), numbers))
+    if found := _adding_up(columns):
+        names, total = found
+        renamed = ", ".join(f"{name!r} to {prob!r}" for name, prob in zip(names, PROB_COLUMNS, strict=False))
+        absent = PROB_COLUMNS[len(names) :]
+        raise InputError(
+            f"{path}: columns that look like probabilities under other names, since they add up to {total} in every row; "
+            + ("divide them by 100, " if total == 100 else "")
+            + f"rename {renamed}, "
+            + (f"add {' and '.join(map(repr, absent))} with empty cells, " if absent else "")
+            + f"and let 'answer' be the most probable choice; {leave_out}"
+        )
+    fractions = [name for name, numbers in columns if any(number % 1 > 0 for number in numbers)]
+    if len(fractions) >= MIN_CHOICES:
+        raise InputError(
+            f"{path}: columns {', '.join(map(repr, fractions))} hold numbers that do not add up to 1; if they are scores of the choices, "
+            f"write their softmax as {_ALL_PROBS}, and let 'answer' be the most probable choice; {leave_out}"
+        )
+
+
+_ALL_PROBS = f"{PROB_COLUMNS[0]!r} to {PROB_COLUMNS[-1]!r}"
+_ROUNDED = 0.03  # how far from 1 five numbers of two decimals may add up
+_FRACTION = r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?"
+# As Python, JSON, numpy and torch print them; "2024. 1. 2." is a date, and in brackets a word of Korean makes it a comment.
+_LIST = re.compile(rf"\s*(?:[a-zA-Z.]*\(?[\[({{][^가-힣]*[\])}}]|{_FRACTION}(?:[,;|\s]+{_FRACTION})+)\s*")
+
+
+def _are_lists(cells: "pd.Series[str]") -> bool:
+    """Whether every cell with anything in it is a list of numbers, at least two of them with a decimal point."""
+    filled = [cell for cell in cells if not is_missing(cell)]
+    return bool(filled) and all(
+        _LIST.fullmatch(cell) and len(re.findall(r"\d\.|\.\d", cell)) >= MIN_CHOICES for cell in filled
+    )
+
+
+def _foreign_numbers(cells: "pd.Series[str]") -> list[float]:
+    """A column's numbers, NaN for a cell without one; an empty list where another cell stands there, or no number at all."""
+    texts = [cell.strip().removesuffix("%") for cell in cells]
+    try:
+        numbers = [_number("" if is_missing(text) else text) for text in texts]
+    except ValueError:
+        return []
+    return [] if all(map(math.isnan, numbers)) else numbers
+
+
+def _adding_up(columns: Sequence[tuple[str, Sequence[float]]]) -> tuple[list[str], int] | None:
+    """The names of the most columns one after the other, at most five, that add up to 1 in every row with a number, or to 100; to which."""
+    for size in range(min(MAX_CHOICES, len(columns)), MIN_CHOICES - 1, -1):
+        for first in range(len(columns) - size + 1):
+            some = columns[first : first + size]
+            cells = np.array([numbers for _, numbers in some])
+            totals = np.nansum(cells, axis=0)[~np.isnan(cells).all(axis=0)]
+            for total in (1, 100):
+                if np.nanmin(cells) >= 0 and (abs(totals - total) <= _ROUNDED * total).all():
+                    return [name for name, _ in some], total
+    return None
 
 
 def read_answers(path: Path | str) -> dict[str, int]:

@@ -157,7 +157,12 @@ def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | Non
         InputError: anything in the file is not as expected; nothing is skipped or repaired in silence.
     """
     table = read_table(path)
-    flat = "problems" not in table.columns and "choices" in table.columns
+    flat = "problems" not in table.columns and not {"choices", "question"}.isdisjoint(table.columns)
+    if flat and "choices" not in table.columns:
+        raise InputError(
+            f"{path}: no column 'choices'; found {', '.join(map(repr, table.columns))}; {_FORMS['choices']}: write each row's choices there "
+            "in their order"
+        )
     if "paragraph" not in table.columns and {"problems", "choices"} & set(table.columns):
         raise InputError(
             f"{path}: no column 'paragraph'; found {', '.join(map(repr, table.columns))}; give the column of the passages that name, or "
@@ -168,7 +173,7 @@ def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | Non
     )
     ids = [value.strip() for value in table["id"]]
     require_unique_ids(ids, path)
-    cells = set(map(_clean, table.get("kind", []))) - {""}
+    cells = set(map(_optional, table.get("kind", []))) - {""}
     if cells and not cells & set(KINDS):
         _warn(f"{path}: its column 'kind' says neither reading nor knowledge anywhere, and is not used")
         table = table.drop(columns="kind")
@@ -301,7 +306,7 @@ def _number(cell: str) -> object:
 
     Others stay text and are refused: '٣', '１', '01' and '+1' are digits to int(), and no answer that anybody writes on purpose.
     """
-    text = cell.strip()
+    text = _optional(cell)
     match = re.fullmatch(r"(0|[1-9][0-9]?)(\.0+)?", text)
     return int(match[1]) if match else text
 
@@ -318,13 +323,13 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object], form:
         raise _RowError("have a choice that is empty or not text", show(list(choices)), form)
     found = Question(
         id=row_id,
-        passage=_clean(row["paragraph"]),
+        passage=_optional(row["paragraph"]),
         question=_clean(question),
         choices=tuple(_clean(choice) for choice in choices),
         answer=_answer(fields.get("answer", ""), len(choices)),
         question_plus=_question_plus(row.get("question_plus", ""), fields.get("question_plus")),
-        source=_clean(row.get("source", "")),
-        context=_clean(row.get("context", "")),
+        source=_optional(row.get("source", "")),
+        context=_optional(row.get("context", "")),
         kind=_kind(row.get("kind", "")),
     )
     _require_text(found)
@@ -362,7 +367,7 @@ def _answer(value: object, num_choices: int) -> int | None:
 
 
 def _kind(cell: str) -> Kind | Literal[""]:
-    text = _clean(cell)
+    text = _optional(cell)
     for kind in ("", *KINDS):
         if text == kind:
             return kind
@@ -376,8 +381,7 @@ def _question_plus(column: str, key: object) -> str:
         raise _RowError(
             "have a question_plus that is not text", type(key).__name__, "write it as text, or leave it out"
         )
-    texts = [_clean(text) for text in (column, key or "")]
-    in_column, in_dict = ("" if text.lower() in _MISSING else text for text in texts)
+    in_column, in_dict = map(_optional, (column, key or ""))
     if in_column and in_dict and in_column != in_dict:
         at = next(i for i, pair in enumerate(zip_longest(in_column, in_dict)) if len(set(pair)) > 1)
         column, key = (text[max(0, at - 10) :][:40] for text in (in_column, in_dict))
@@ -386,7 +390,14 @@ def _question_plus(column: str, key: object) -> str:
     return in_column or in_dict
 
 
-_MISSING = ("nan", "none", "null")  # what str() and the like make of a missing value
+def is_missing(cell: str) -> bool:
+    """Whether a cell holds nothing: empty, or what str() and the like make of a missing value."""
+    return _clean(cell).lower() in ("", "nan", "none", "null")
+
+
+def _optional(cell: str) -> str:
+    """The text of a cell that may be missing; of the choices and the question "None" is a text like any other."""
+    return "" if is_missing(cell) else _clean(cell)
 
 
 def _clean(text: str) -> str:

@@ -519,9 +519,9 @@ def test_shots_are_dropped_from_the_front_before_the_passage_is_cut(qwen: Base) 
     assert cut.num_cut_characters > 0
 
 
-def test_no_shots_are_counted_as_dropped_where_the_pool_is_small(qwen: Base) -> None:
+def test_shots_that_the_pool_lacks_are_counted_as_dropped(qwen: Base) -> None:
     encoded = qwen.encoder("text", shots=POOL[:1], num_shots=3).encode(FOUR)
-    assert (passages_seen(qwen, encoded), encoded.num_dropped_shots) == (["0번째 글"], 0)
+    assert (passages_seen(qwen, encoded), encoded.num_dropped_shots) == (["0번째 글"], 2)
 
 
 def test_the_order_of_the_file_does_not_matter(qwen: Base, score_by: ScoreBy) -> None:

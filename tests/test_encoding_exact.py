@@ -272,4 +272,4 @@ def test_a_question_is_never_its_own_shot() -> None:
     shots = [replace(SHOT, id="q", passage="mine"), replace(SHOT, id="same passage", passage="abcd efgh"), SHOT]
     encoded = make_encoder(shots=shots, num_shots=2).encode(ASKED)
     assert encoded.prompt_ids[:7] == ids("other|S")
-    assert encoded.num_dropped_shots == 0
+    assert encoded.num_dropped_shots == 1

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -223,6 +224,15 @@ def test_cost() -> None:
     assert cost("embedded", CPU, num_characters=110 * 60 * 10) == "nothing to download; training about 6 minutes"
     assert cost("embedded", CPU, num_characters=1) == "nothing to download; training about 1 minutes"
     assert "not known" in cost("someone/else", V100, num_characters=1)
+
+
+def test_a_folder_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one that is called as a known base is."""
+    monkeypatch.chdir(tmp_path)
+    assert cost(str(tmp_path), CPU, num_characters=1) == "size and time of this base are not known; nothing to download"
+    assert cost("some/base", CPU, num_characters=1).endswith("it is downloaded unless it is in the Hugging Face cache")
+    (tmp_path / BIG).mkdir(parents=True)
+    assert cost(BIG, V100, num_characters=1).startswith("nothing to download; training about")
 
 
 def test_no_figure_of_a_card_is_used_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:

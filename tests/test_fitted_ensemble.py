@@ -249,6 +249,19 @@ def test_a_member_counts_once(folder: Path) -> None:
     assert not (folder / "submissions/t.csv").exists()
 
 
+def test_a_member_of_bare_answers_is_fitted_where_the_test_tells_its_choices(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was told to give --test, although that was given."""
+    twin = read_probs("twin-oof.probs.csv")
+    rows = [f"{row_id},{answer}" for row_id, answer in zip(twin.ids, twin.answers, strict=True)]
+    Path("bare-oof.probs.csv").write_text("\n".join(["id,answer", *rows]) + "\n")
+    with pytest.raises(InputError, match="labels only, which do not tell the number of choices; give --test CSV"):
+        fit("good", "bare")
+    fit("good", "bare", flags=("--test", "gold.csv"))
+    assert "bare-oof.probs.csv: answers alone, each taken for a probability of 0.9" in capsys.readouterr().out
+
+
 def test_labels_alone_are_folded_by_rows_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"r{i},1" for i in range(NUM_ROWS)]
     (folder / "labels.csv").write_text("\n".join(["id,answer", *rows]) + "\n")

@@ -350,6 +350,8 @@ def test_more_folds_than_passages_are_refused() -> None:
         ((-0.02, -0.05, 0.0), 100, "not distinguishable from equal weights: take equal weights"),
         ((0.02, 0.01, 0.03), 100, "worse than equal weights: take equal weights"),
         ((-0.0005, -0.0008, -0.0002), 100, "gains less than 0.001 nats a question: take equal weights"),
+        ((0.0005, 0.0002, 0.0008), 100, "gains less than 0.001 nats a question: take equal weights"),
+        ((0.001, 0.0005, 0.0015), 100, "worse than equal weights: take equal weights"),
         (
             (-0.02, -0.03, -0.01),
             29,
@@ -401,6 +403,14 @@ def test_log_loss_alone_makes_nothing_worth_it(
     loss = Estimate(-0.02, -0.03, -0.01)
     difference = PairedDifference(200, 100, Estimate(*accuracy), Estimate(macro_f1, -0.1, 0.1), loss)
     assert gain_of(difference, changes=changes).verdict == verdict
+
+
+@pytest.mark.parametrize("interval", [(0.0001, 0.00001, 0.0002), (0.02, 0.01, 0.03), (-0.0005, -0.0008, -0.0002)])
+def test_blends_that_change_no_answer_are_neither_worse_nor_better(interval: tuple[float, float, float]) -> None:
+    """A copy of a member was called worse, beside a gain of 0.000 and no answer that changes."""
+    nothing = Estimate(0.0, 0.0, 0.0)
+    difference = PairedDifference(200, 100, nothing, nothing, Estimate(*interval))
+    assert gain_of(difference, changes=False).verdict.startswith("no answer changes")
 
 
 def test_the_best_of_all_is_named_and_what_choosing_makes_look_too_good_is_taken_off() -> None:

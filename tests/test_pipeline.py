@@ -407,8 +407,28 @@ def test_more_shots_or_orders_than_there_are_are_recorded_as_what_was_done(
     report = read_json(tmp_path / "all.probs.json")
     assert (report["shots"], report["choice_orders"]) == (num_rows, size)
     out = capsys.readouterr().out
-    assert f"--shots 500: data/train.csv has {num_rows} questions; --shots {num_rows} is taken" in out
+    assert (
+        f"--shots 500: of the {num_rows} questions in data/train.csv at most {num_rows} may stand before another one, none"
+        in out
+    )
+    assert f"passage; --shots {num_rows} is taken" in out
     assert f"--choice-orders 99: {size} choices have {size} such orders" in out
+
+
+def test_a_question_that_is_in_the_pool_gets_one_shot_less_and_that_is_recorded(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pool's size was recorded, which none of its own questions can get."""
+    rows = read_questions("data/train.csv")
+    own = [passage_key(row) for row in rows]
+    most = max(len(rows) - own.count(key) for key in own[:3])
+    flags = ["--shots", str(len(rows)), "--test", "data/train.csv", "--limit", "3"]
+    run_inference("--base", str(base_folder()), *flags, "--out", str(tmp_path / "own"))
+    report = read_json(tmp_path / "own.probs.json")
+    assert most < len(rows)
+    assert report["shots"] == most
+    assert report["num_dropped_shots"] == sum(most - (len(rows) - own.count(key)) for key in own[:3])
+    assert f"; --shots {most} is taken" in capsys.readouterr().out
 
 
 def test_the_sidecar_says_where_the_shots_came_from(here: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The probability CSV and the submission CSV."""
 
 import csv
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,17 +161,92 @@ def test_read_probs_requires_its_columns(tmp_path: Path) -> None:
         read_probs(write(tmp_path / "x.csv", HEADER.strip() + ",prob_6\na,1,0.6,0.4,,,,\n"))
 
 
+FOUR_ROWS = ("0.125,0.5,0.25,0.125,0", "0.2,0.2,0.2,0.2,0.2", "0.33,0.33,0.33,nan,", "1,0,0,0,")
+
+
+def labels_with(names: str, rows: Sequence[str]) -> str:
+    lines = [f"r{i},1,k,{row},3" for i, row in enumerate(rows)]
+    return "\n".join([f"id,answer,kind,{names},page", *lines]) + "\n"
+
+
 @pytest.mark.parametrize(
-    "names", ["p1,p2", "P_1,p_2", "prob1,prob2", "probability 1,probability 2", "1,2", "logit-1,logit-2"]
+    "names",
+    [
+        "p1,p2,p3,p4,p5",
+        "p0,p1,p2,p3,p4",
+        "0,1,2,3,4",
+        "A,B,C,D,E",
+        "choice_1,choice_2,choice_3,choice_4,choice_5",
+        "1번,2번,3번,4번,5번",
+        "확률1,확률2,확률3,확률4,확률5",
+        "prob[1],prob[2],prob[3],prob[4],prob[5]",
+        "softmax_1,softmax_2,softmax_3,softmax_4,softmax_5",
+    ],
 )
-def test_probabilities_under_other_names_are_no_labels(tmp_path: Path, names: str) -> None:
-    """Such a file, whose 'answer' held the gold answers, was blended as bare labels without a word."""
-    one, two = names.split(",")
+def test_probabilities_under_any_other_names_are_no_labels(tmp_path: Path, names: str) -> None:
+    """Such a file, whose 'answer' held the gold answers, was blended as bare labels without a word. The place counts, not a digit."""
+    renamed = ", ".join(f"'{name}' to 'prob_{place}'" for place, name in enumerate(names.split(","), start=1))
+    with pytest.raises(InputError, match=re.escape(f"add up to 1 in every row; rename {renamed}, and let")):
+        read_labels(write(tmp_path / "x.csv", labels_with(names, FOUR_ROWS)))
+
+
+def test_the_rename_knows_rows_of_four_choices_other_numbers_and_percents(tmp_path: Path) -> None:
+    four = labels_with("confidence,a,b,c,d", ["0.7,0.7,0.1,0.1,0.1", "0.4,0.2,0.2,0.2,0.4"])
+    renamed = "rename 'a' to 'prob_1', 'b' to 'prob_2', 'c' to 'prob_3', 'd' to 'prob_4', add 'prob_5' with empty cells, and let"
+    with pytest.raises(InputError, match=renamed):
+        read_labels(write(tmp_path / "x.csv", four))
+    percents = labels_with("p1,p2", ["20,80", "50%,50%"])
     with pytest.raises(
-        InputError, match=f"under other names; rename '{one}' to 'prob_1', '{two}' to 'prob_2', and let"
+        InputError, match="add up to 100 in every row; divide them by 100, rename 'p1' to 'prob_1', 'p2'"
     ):
-        read_labels(write(tmp_path / "x.csv", f"id,answer,kind,{names}\na,1,k,0.2,0.8\n"))
-    assert read_labels(write(tmp_path / "x.csv", "id,answer,kind,page1,choice_2\na,1,k,3,c\n")) == {"a": 1}
+        read_labels(write(tmp_path / "x.csv", percents))
+
+
+def test_scores_are_asked_for_their_softmax(tmp_path: Path) -> None:
+    scores = labels_with("logit_1,logit_2,logit_3", ["-1.5,2,0.5", "0,3.25,-1e-3"])
+    with pytest.raises(
+        InputError, match="columns 'logit_1', 'logit_2', 'logit_3' hold .* write their softmax as 'prob_1' to"
+    ):
+        read_labels(write(tmp_path / "x.csv", scores))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[0.125, 0.5, 0.375]",
+        "(0.5, 0.5)",
+        "[0.5 0.5]",
+        "[1. 0.]",
+        "array([0.5, 0.5])",
+        "tensor([0.5, 0.5], device='cuda:0')",
+        "[np.float64(0.5), np.float64(0.5)]",
+        "{'1': 0.5, '2': 0.5}",
+        "0.5 0.5",
+        "0.5;0.5;0.0",
+    ],
+)
+def test_a_column_of_lists_is_no_comment(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(InputError, match="column 'probs' holds a list of numbers in every cell"):
+        read_labels(write(tmp_path / "x.csv", f'id,answer,probs\na,1,"{cell}"\nb,1,\n'))
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        ("confidence", ["0.5", "0.75"]),
+        ("index,confidence", ["0,0.5", "1,0.75"]),
+        ("index,page", ["0,3", "1,4"]),
+        ("p1", ["0.5", ""]),
+        ("comment,other", ["0.5 twice,nan", "[0.5],"]),
+        ("date", ["2024. 1. 2.", "2024.01.02"]),
+        ("comment", ['"(0.5, 0.5 둘 다)"', '"(0.4, 0.6 근소)"']),
+        ("second", ['"[1, 2]"', '"[3, 4]"']),
+        (",", ["0,x", "1,y"]),  # an index without a name, and another
+    ],
+)
+def test_what_is_harmless_beside_labels_stays(tmp_path: Path, names: str, rows: list[str]) -> None:
+    text = "\n".join([f"id,answer,{names}", *(f"r{i},2,{row}" for i, row in enumerate(rows))])
+    assert read_labels(write(tmp_path / "x.csv", text + "\n")) == {f"r{i}": 2 for i in range(len(rows))}
 
 
 @pytest.mark.parametrize(

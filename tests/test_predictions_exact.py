@@ -96,9 +96,30 @@ def said(read: Callable[[], object]) -> str:
         ),
         (
             read_labels,
-            "id,answer,p1,P_2\na,1,0.5,0.5\n",
-            "columns that look like probabilities under other names; rename 'p1' to 'prob_1', 'P_2' to 'prob_2', and let 'answer' be the "
-            "most probable choice; or leave them out if the answers alone are meant",
+            "id,answer,p1,P_2,p3,p4\na,1,0.5,0.3,0.1,0.1\n",
+            "columns that look like probabilities under other names, since they add up to 1 in every row; rename 'p1' to 'prob_1', 'P_2' to "
+            "'prob_2', 'p3' to 'prob_3', 'p4' to 'prob_4', add 'prob_5' with empty cells, and let 'answer' be the most probable choice; or "
+            "leave them out if the answers alone are meant",
+        ),
+        (
+            read_labels,
+            "id,answer,a,b\nx,1,30,70\n",
+            "columns that look like probabilities under other names, since they add up to 100 in every row; divide them by 100, rename 'a' to "
+            "'prob_1', 'b' to 'prob_2', add 'prob_3' and 'prob_4' and 'prob_5' with empty cells, and let 'answer' be the most probable "
+            "choice; or leave them out if the answers alone are meant",
+        ),
+        (
+            read_labels,
+            "id,answer,a,b\nx,1,-0.5,0.5\n",
+            "columns 'a', 'b' hold numbers that do not add up to 1; if they are scores of the choices, write their softmax as 'prob_1' to "
+            "'prob_5', and let 'answer' be the most probable choice; or leave them out if the answers alone are meant",
+        ),
+        (
+            read_labels,
+            'id,answer,all\nx,1,"[0.5, 0.5]"\n',
+            "column 'all' holds a list of numbers in every cell; if they are probabilities of the choices, write them as 'prob_1' to 'prob_5', "
+            "one column a choice (of scores their softmax), and let 'answer' be the most probable choice; or leave them out if the answers "
+            "alone are meant",
         ),
         (
             read_probs,

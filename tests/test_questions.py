@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ksat.errors import InputError
 from ksat.folds import split_validation
+from ksat.kinds import find_kind
 from ksat.questions import Question, passage_key, read_questions, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -243,8 +244,22 @@ def test_equal_choices_are_accepted_and_named_once(tmp_path: Path, capsys: pytes
 
 
 def test_words_that_pandas_would_take_for_missing_are_text(tmp_path: Path) -> None:
-    question = read_one(tmp_path, id="NA", paragraph="null")
-    assert (question.id, question.passage) == ("NA", "null")
+    question = read_one(tmp_path, id="null", paragraph="NA", problems=problems(choices=["None", "nan"]))
+    assert (question.id, question.passage, question.choices) == ("null", "NA", ("None", "nan"))
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "null", " nan\xa0"])
+def test_a_missing_cell_that_became_text_is_missing(tmp_path: Path, missing: str) -> None:
+    """All such rows were one passage, and their context "nan"; an answer was refused."""
+    question = read_one(tmp_path, paragraph=missing, context=missing, source=missing, kind=missing, answer=missing)
+    assert (question.passage, question.context, question.source, question.kind) == ("", "", "", "")
+    assert find_kind(question) == "knowledge"
+    flat = {"id": "a", "paragraph": "글", "question": "q", "choices": "['a', 'b']", "answer": missing}
+    (found,) = read_questions(write_rows(tmp_path / "flat.csv", [flat]))
+    assert found.answer is None
+    with pytest.raises(InputError, match="have no answer"):
+        read_questions(tmp_path / "flat.csv", labelled=True)
+    assert read_one(tmp_path, paragraph=f"{missing}.").passage  # a text that only begins so
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -422,6 +437,10 @@ def test_unlabelled_rows_are_refused_where_labels_are_needed(tmp_path: Path) -> 
         (
             b"id,passage,question,choices\na,b,c,d\n",
             "no column 'paragraph'; found 'id', 'passage', 'question', 'choices'; give",
+        ),
+        (
+            b"id,paragraph,question,A,B,answer\na,b,c,d,e,1\n",
+            r"no column 'choices'; found 'id', 'paragraph', 'question', 'A', 'B', 'answer'; 'choices' must hold a list .*: write each row's",
         ),
         (b"id,x\na,b\n", "no column 'paragraph', 'problems'; found 'id', 'x'; expected id, paragraph, problems"),
         (b"id,paragraph,choices\na,b,c\n", "no column 'question'; .*expected id, paragraph, question, choices"),

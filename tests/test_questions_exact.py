@@ -154,6 +154,15 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     assert (list(table.columns), list(table["id"])) == (["id"], ["1", "2"])
 
 
+def test_what_is_said_of_a_flat_file_with_a_column_for_each_choice(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("id,question,A,B,C,D\na,q,1,2,3,4\n")
+    assert said(lambda: read_questions(path)) == (
+        f"{path}: no column 'choices'; found 'id', 'question', 'A', 'B', 'C', 'D'; 'choices' must hold a list of 2 to 5 texts, such as "
+        "['하나', '둘']: write each row's choices there in their order"
+    )
+
+
 def test_what_is_said_of_columns_and_ids() -> None:
     table = pd.DataFrame(columns=["a", "b"])
     require_columns(table, "x", ["b", "a"])
