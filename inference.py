@@ -294,6 +294,7 @@ def _score(
     from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
     from ksat.files import file_sha256
+    from ksat.fit import TYPICAL_TOKENS, check_room
     from ksat.identity import identify_files, name_difference
     from ksat.journal import Journal
     from ksat.orders import ALL_ORDERS
@@ -321,7 +322,20 @@ def _score(
     if shots:
         source, pool = shots
         report |= {"shots_from": str(source), "shots_sha256": file_sha256(source)}
-    nf4 = setup["quantization"] == "nf4"
+    nf4, flag = setup["quantization"] == "nf4", f"--ckpt {args.ckpt}, base" if args.ckpt else "--base"
+    warning = check_room(
+        setup["base"],
+        device,
+        rank=setup["rank"],
+        nf4=nf4,
+        dtype=dtype,
+        tokens=min(TYPICAL_TOKENS, setup["max_tokens"]),
+        offload_embedding=args.offload_embedding,
+        training=False,
+        flag=flag,
+    )
+    if warning and processes.is_main():
+        print(f"warning: {warning}", file=sys.stderr)
     settings = models.LoadSettings(
         setup["base"],
         engine,
@@ -332,7 +346,7 @@ def _score(
         args.trust_remote_code,
         args.share_prefixes,
         args.offload_embedding,
-        f"--ckpt {args.ckpt}, base" if args.ckpt else "--base",
+        flag,
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
     if run is not None:
