@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     run = _read_run(args)
     shots = _shots(args)
     setup = _setup(args, device, run)
-    if args.kinds and not setup["context_when"].startswith("kind="):
+    if args.kinds and not ContextRule(setup["context_when"]).asks_kind:
         raise InputError(
             "--kinds: here kinds decide only who gets a context; add --context-when kind=..., or leave it out"
         )
@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     inputs = [test, args.answers, args.train, args.prompt, kinds]
     claim = claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args))
     with claim if processes.is_main() else contextlib.nullcontext() as outputs:
-        questions = take_context(questions, ContextRule(setup["context_when"]), setup["template"]["user"], str(test))
+        rule, wording = ContextRule(setup["context_when"]), setup["template"]["user"]
+        questions = take_context(questions, rule, wording, str(test), setup["choices_tell_kinds"])
         gold = _gold(args, test, questions)
         predictions, report = _score(args, setup, run, device, test, questions, paths.probs, gold, shots)
         if outputs is not None:
@@ -208,7 +209,7 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
         return {
             "base": args.base, "score_by": score_by, "template": template.to_dict(), "max_tokens": args.max_tokens or 4096, "scale": 1.0,
             "quantization": args.quantization or default_quantization(args.base, device), "adapter_sha256": None, "base_identity": {}, "data": [], "shots": args.shots,
-            "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name, "kinds": args.kinds,
+            "rank": 0, "context_when": (args.context_when or NO_CONTEXT).name, "kinds": args.kinds, "choices_tell_kinds": None,
         }  # fmt: skip
     for name in ("base", "score_by", "max_tokens", "quantization"):
         given, inherited = getattr(args, name), getattr(run, name)
@@ -232,19 +233,27 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
         "data",
     )
     # A run may be asked without its context, or with another rule: that is how its worth is found.
-    rule = args.context_when.name if args.context_when else run.settings.get("context_when", "none")
-    if rule.startswith("kind=") and "kinds" not in run.settings:
-        print(
-            f"warning: {args.ckpt} is of before the number of choices told kinds, so --context-when {rule} may take other rows than in its "
-            "training; --kinds wording is nearer to that",
-            file=sys.stderr,
-        )
+    rule = args.context_when or run.context_rule
+    inherited = run.settings.get("kinds")
+    if rule.asks_kind and not args.kinds:
+        if run.choices_tell_kinds is None:
+            print(
+                f"warning: {args.ckpt} does not say whether the number of choices told kinds in its training, so --context-when {rule.name} may "
+                "take other rows; --kinds wording goes by the wording alone",
+                file=sys.stderr,
+            )
+        if kinds_file(inherited):
+            print(
+                f"warning: {inherited} told the kinds of the rows that {args.ckpt} was trained on, and is not carried over; --kinds FILE tells "
+                "those of --test",
+                file=sys.stderr,
+            )
     return {name: getattr(run, name) for name in names} | {
         "shots": 0,
         "rank": run.settings["rank"],
-        "context_when": rule,
-        # A file of kinds names the training rows; that their number of choices tells nothing holds for the test as well.
-        "kinds": args.kinds or (WORDING if run.settings.get("kinds") == WORDING else None),
+        "context_when": rule.name,
+        "kinds": args.kinds or (WORDING if inherited == WORDING else None),
+        "choices_tell_kinds": False if args.kinds == WORDING else run.choices_tell_kinds,
     }
 
 
@@ -287,6 +296,7 @@ def _score(
     from ksat.devices import peak_memory_gib
     from ksat.encoding import Encoder
     from ksat.files import file_sha256
+    from ksat.fit import TYPICAL_TOKENS, check_room
     from ksat.identity import identify_files, name_difference
     from ksat.journal import Journal
     from ksat.orders import ALL_ORDERS
@@ -315,7 +325,20 @@ def _score(
     if shots:
         source, pool = shots
         report |= {"shots_from": str(source), "shots_sha256": file_sha256(source)}
-    nf4 = setup["quantization"] == "nf4"
+    nf4, flag = setup["quantization"] == "nf4", f"--ckpt {args.ckpt}, base" if args.ckpt else "--base"
+    warning = check_room(
+        setup["base"],
+        device,
+        rank=setup["rank"],
+        nf4=nf4,
+        dtype=dtype,
+        tokens=min(TYPICAL_TOKENS, setup["max_tokens"]),
+        offload_embedding=args.offload_embedding,
+        training=False,
+        flag=flag,
+    )
+    if warning and processes.is_main():
+        print(f"warning: {warning}", file=sys.stderr)
     settings = models.LoadSettings(
         setup["base"],
         engine,
@@ -326,7 +349,7 @@ def _score(
         args.trust_remote_code,
         args.share_prefixes,
         args.offload_embedding,
-        f"--ckpt {args.ckpt}, base" if args.ckpt else "--base",
+        flag,
     )
     model = models.load(settings, adapter=Path(args.ckpt) / "adapter" if args.ckpt else None)
     if run is not None:

@@ -273,13 +273,15 @@ def _train_run(args: argparse.Namespace, held: contextlib.ExitStack) -> None:
     files, are_samples = _training_files(args, stored)
     kinds = args.kinds or stored.get("kinds")
     tables = [(path, read_questions(path, labelled=True, kinds=kinds)) for path in files]
+    # The file whose rows choose the epoch says so for all that the run reads.
+    tell = any(row.kind_hint for row in tables[0][1])
     device = open_device(args.device, args.gpu_memory, offload_embedding=args.offload_embedding)
-    settings = _resolve(args, stored, files, device, are_samples, [row for _, rows in tables for row in rows])
+    settings = _resolve(args, stored, files, device, are_samples, [row for _, rows in tables for row in rows], tell)
     rule = ContextRule(settings["context_when"])
     wording = settings["template"]["user"]
-    tables = [(path, take_context(rows, rule, wording, str(path))) for path, rows in tables]
+    tables = [(path, take_context(rows, rule, wording, str(path), tell)) for path, rows in tables]
     others = [(path, read_questions(path, labelled=True, kinds=kinds)) for path in map(Path, settings["valid"] or [])]
-    others = [(path, take_context(rows, rule, wording, str(path))) for path, rows in others]
+    others = [(path, take_context(rows, rule, wording, str(path), tell)) for path, rows in others]
     rows = _split(tables, others, settings)
     settings["answer_positions"] = count_positions(*sizes_and_answers(rows.train))
     if run is None and processes.is_main():
@@ -494,6 +496,7 @@ def _resolve(
     device: "Device",
     are_samples: bool,
     rows: "list[Question]",
+    choices_tell: bool,
 ) -> dict[str, Any]:
     """Every setting of the run: what was given, else the resumed run's, else the default for its base.
 
@@ -519,6 +522,7 @@ def _resolve(
         settings["context_when"] = args.context_when.name
     kinds = kinds_file(settings["kinds"])
     settings["kinds_sha256"] = file_sha256(kinds) if kinds else None
+    settings["choices_tell_kinds"] = choices_tell
     settings["folds_sha256"] = stored.get("folds_sha256")  # known once the folds are cut
     settings["leave_out_sha256"] = file_sha256(Path(settings["leave_out"])) if settings["leave_out"] else None
     settings["valid_sha256"] = [file_sha256(Path(file)) for file in settings["valid"] or []]

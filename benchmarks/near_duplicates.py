@@ -17,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ksat.near_duplicates import passage_groups
+from ksat.near_duplicates import are_near, passage_groups
 from ksat.questions import Question, passage_key, read_questions
+from ksat.retrieve import is_same_passage
 
 PLANTED, SEED = 150, 0
 SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.5)
@@ -62,7 +63,19 @@ def _planted(path: Path) -> None:
         everything = [*rows, *copies]
         group_of = dict(zip((row.id for row in everything), passage_groups(everything), strict=True))
         missed = sum(group_of[row.id] != group_of[f"copy {row.id}"] for row in sources)
-        print(f"{share:.0%} of the words changed: {missed} of {len(sources)} missed", flush=True)
+        background = sum(
+            not is_same_passage(row.passage, copy.passage) for row, copy in zip(sources, copies, strict=True)
+        )
+        rng = random.Random(SEED)
+        halves = [
+            replace(row, passage=_edited(row.passage[: len(row.passage) // 2], share, words, rng)) for row in sources
+        ]
+        lost = sum(not are_near(row, half) for row, half in zip(sources, halves, strict=True))
+        print(
+            f"{share:.0%} of the words changed: {missed} of {len(sources)} missed, {background} taken for background by ksat.retrieve; {lost} "
+            "of the first halves missed",
+            flush=True,
+        )
 
 
 def _edited(text: str, share: float, words: Sequence[str], rng: random.Random) -> str:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.identity import name_difference
-from ksat.kinds import WORDING
 from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, read_run
 from ksat.sealed import Rule, number, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SAME_IN_ALL = ("base", "quantization", "score_by", "template", "max_tokens", "context_when", "kinds")
+_SAME_IN_ALL = ("base", "quantization", "score_by", "template", "max_tokens", "context_when", "choices_tell_kinds")
 # Fields of PEFT's LoraConfig that do not change what an update is. Any other one that is on makes it something else than
 # scaling * B @ A on the given base (DoRA, a bias, ranks by pattern, PiSSA's changed base), so it must be off.
 _HARMLESS = frozenset(
@@ -143,10 +142,9 @@ def _keys(module: str) -> tuple[str, str]:
 
 def _setting(run: Run, name: str) -> Any:
     if name == "context_when":
-        return run.settings.get(name, "none")
-    if name == "kinds":  # they decide who gets a context, where the rule asks for a kind
-        asks = run.settings.get("context_when", "none").startswith("kind=")
-        return WORDING if asks and run.settings.get(name) == WORDING else None
+        return run.context_rule.name
+    if name == "choices_tell_kinds" and not run.context_rule.asks_kind:  # else kinds decide nothing
+        return None
     return getattr(run, name)
 
 

@@ -5,6 +5,8 @@ transformers' classes). What could not be seen in a public source is marked `unv
 """
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 from ksat.errors import InputError
 from ksat.memory import ModelShape
@@ -198,10 +200,8 @@ def read_base(name: str, *, flag: str = "--bases", trust_remote_code: bool = Fal
             f"{flag} {name}: {what} ({text_config.model_type}), whose size is not counted; expected gated MLPs"
         )
     try:
-        shape = ModelShape.from_config(config)
-        if min(shape.hidden, shape.intermediate, shape.num_layers, shape.kv_dim, shape.vocab) < 1:
-            raise ValueError("a size below 1")
-    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        shape = _checked_shape(config)
+    except _NO_SHAPE as error:
         raise InputError(
             f"{flag} {name}: its config (model type {text_config.model_type!r}) lacks what a shape is made of ({error}); expected "
             "a decoder with gated MLPs"
@@ -211,3 +211,43 @@ def read_base(name: str, *, flag: str = "--bases", trust_remote_code: bool = Fal
         name, config.model_type, shape, shape.num_parameters, "not known", is_quantized=bool(quantization),
         needs_rows=text_config.model_type not in SERVED,
     )  # fmt: skip
+
+
+_NO_SHAPE = (AttributeError, TypeError, ValueError, ArithmeticError)
+
+
+def _checked_shape(config: Any) -> ModelShape:
+    """The shape of a configuration; raises one of _NO_SHAPE if it has none."""
+    shape = ModelShape.from_config(config)
+    if min(shape.hidden, shape.intermediate, shape.num_layers, shape.kv_dim, shape.vocab) < 1:
+        raise ValueError("a size below 1")
+    return shape
+
+
+def find_local_base(name: str) -> KnownBase | None:
+    """A base that is not known, by the config.json that lies on this machine: in its folder, or in the hub's cache. None where there is
+    none, and where it may take fewer bytes than are counted: families that are not tested, quantisation other than bitsandbytes'.
+
+    The file itself is read, for Unsloth has to be imported before transformers.
+    """
+    from ksat.attention import SERVED  # torch takes seconds to import
+    from ksat.files import read_json
+    from ksat.identity import local_folder
+
+    folder = local_folder(name)
+    try:
+        fields = read_json(folder / "config.json") if folder else {}
+        # Where it is not said, embedding and head count as one matrix.
+        text = SimpleNamespace(**{"tie_word_embeddings": True, **fields, **fields.get("text_config", {})})
+        text.get_text_config = lambda: text
+        quantization = getattr(text, "quantization_config", None)
+        if text.model_type not in SERVED or (
+            quantization is not None and quantization["quant_method"] != "bitsandbytes"
+        ):
+            return None
+        shape = _checked_shape(text)
+    except (InputError, KeyError, *_NO_SHAPE):  # loading it says what is wrong
+        return None
+    return KnownBase(
+        name, text.model_type, shape, shape.num_parameters, "not known", is_quantized=quantization is not None
+    )

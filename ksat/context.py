@@ -31,6 +31,11 @@ class ContextRule:
             )
         return cls(text)
 
+    @property
+    def asks_kind(self) -> bool:
+        """Whether kinds decide who gets a context."""
+        return self.name.startswith("kind=")
+
     def picks(self, question: "Question") -> bool:
         """Whether the rule gives this question its context."""
         from ksat.kinds import find_kind
@@ -50,7 +55,11 @@ NO_CONTEXT = ContextRule("none")
 
 
 def take_context(
-    questions: "Sequence[Question]", rule: ContextRule, user_template: str, source: str
+    questions: "Sequence[Question]",
+    rule: ContextRule,
+    user_template: str,
+    source: str,
+    choices_tell: bool | None = None,
 ) -> "list[Question]":
     """The questions as the rule wants them, and a line that says how many got what.
 
@@ -59,10 +68,13 @@ def take_context(
         rule: of --context-when.
         user_template: the prompt's wording.
         source: the file, for messages.
+        choices_tell: whether the number of choices tells kinds in the run's training; None leaves it to this file, as read.
 
     Raises:
         InputError: the rule picks questions, and none of them has a context, or the wording has no place for it.
     """
+    if rule.asks_kind and choices_tell is not None:
+        questions = _carry_hint(questions, choices_tell, source)
     picked = [question for question in questions if rule.picks(question)]
     if picked and "{context}" not in user_template:
         raise InputError(
@@ -83,3 +95,19 @@ def take_context(
     elif with_column := sum(bool(question.context) for question in questions):
         print(f"context: {with_column} questions of {source} have one, and none gets it (--context-when {rule.name})")
     return rule.apply(questions)
+
+
+def _carry_hint(questions: "Sequence[Question]", choices_tell: bool, source: str) -> "list[Question]":
+    """The questions with the hint of their number of choices if it holds in the run, else without; a small file can't say so
+    itself. Says whose kind changes by it."""
+    from ksat.kinds import find_kind, kind_by_choices
+
+    carried = [replace(row, kind_hint=kind_by_choices(row) if choices_tell else "") for row in questions]
+    num_other = sum(find_kind(row) != find_kind(other) for row, other in zip(questions, carried, strict=True))
+    if num_other:
+        tells = "tells" if choices_tell else "does not tell"
+        print(
+            f"kinds: in the run's training the number of choices {tells} them, so {num_other} of {len(questions)} questions of {source} "
+            "are of another kind than by this file alone"
+        )
+    return carried

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ksat.bases import KNOWN_BASES, KnownBase, find_base
+from ksat.bases import KNOWN_BASES, KnownBase, find_base, find_local_base
 from ksat.devices import Device, machine_memory, measured_flops
 from ksat.errors import InputError
 from ksat.memory import GIB, NF4_BYTES, Calibration, MemoryEstimate, StepSettings, format_gib, kept_bytes, predict
@@ -303,44 +303,66 @@ def check_room(
     dtype: str = "auto",
     tokens: int = TYPICAL_TOKENS,
     offload_embedding: bool = False,
+    training: bool = True,
+    flag: str = "--base",
 ) -> str:
-    """A warning if the training of a known base takes more than the device has, "" if it fits or the base is not known.
+    """A warning if a base takes more than the device has, "" if it fits, or if its size can't be told without a network.
 
     Args:
         base: which base.
-        device: where it trains; on the CPU the machine's memory counts.
-        rank: of the LoRA.
+        device: where it computes; on the CPU the machine's memory counts.
+        rank: of the LoRA; 0 for none.
         nf4: the weights are quantised while loading.
         dtype: that is computed in.
         tokens: of a prompt.
         offload_embedding: the embedding lies in the machine's memory.
+        training: False is scoring.
+        flag: what named the base, for messages.
 
     Raises:
         InputError: the weights and the LoRA alone take more.
     """
-    known = find_base(base)
+    known = None if is_embedded(base) else find_base(base) or find_local_base(base)
     if known is None:
         return ""
     in_nf4 = nf4 or known.is_quantized
-    estimate = peak(
-        known, device, tokens=tokens, rank=rank, offload_embedding=offload_embedding, nf4=in_nf4, dtype=dtype
-    )
     there, where = device.memory_gib * GIB, device.name
     if device.kind == "cpu":
         there, where = machine_memory(), "this machine"
+
+    def step(offload: bool) -> MemoryEstimate:
+        return peak(
+            known,
+            device,
+            tokens=tokens,
+            rank=rank,
+            training=training,
+            offload_embedding=offload,
+            nf4=in_nf4,
+            dtype=dtype,
+        )
+
+    estimate = step(offload_embedding)
     least = estimate.fixed + estimate.context
-    found = remedies(known, device, rank=rank) if device.kind == "cuda" else []
-    remedy = " or ".join(["take a smaller base", *([] if in_nf4 else ["--quantization nf4"]), *found])
+    if training:
+        helps = remedies(known, device, rank=rank) if device.kind == "cuda" else []
+    else:
+        can_offload = device.kind == "cuda" and not known.shape.tied and not offload_embedding
+        helps = ["--offload-embedding"] if can_offload and step(True).needed <= there else []
+    is_run = rank > 0 and not training  # whose base and whose weights' form stay
+    smaller = ["take a smaller base", *([] if in_nf4 else ["--quantization nf4"])]
+    others = ["take a machine with more memory"] if is_run else smaller
+    remedy = " or ".join([*others, *helps])
     if least > there:
+        weights = f"weights and a LoRA of rank {rank}" if rank else "weights"
         raise InputError(
-            f"--base {base}: its weights and a LoRA of rank {rank} take {format_gib(least)} before the first prompt, {where} has "
-            f"{format_gib(there)}; {remedy}"
+            f"{flag} {base}: its {weights} take {format_gib(least)} before the first prompt, {where} has {format_gib(there)}; {remedy}"
         )
     if estimate.needed <= there:
         return ""
     return (
-        f"{base} takes about {format_gib(estimate.needed)} to train on prompts of {tokens:,} tokens, {where} has {format_gib(there)}: it will "
-        "run out of memory, or swap; " + remedy
+        f"{base} takes about {format_gib(estimate.needed)} to {'train on' if training else 'score'} prompts of {tokens:,} tokens, {where} has "
+        f"{format_gib(there)}: it will run out of memory, or swap; {remedy}"
     )
 
 

@@ -28,7 +28,7 @@ def identify_base(base: str) -> dict[str, str]:
     if base in EMBEDDED:
         return {"sha256": EMBEDDED[base].sha256}
     if not Path(base).is_dir():
-        folder = _folder(base)
+        folder = local_folder(base)
         return {"revision": folder.name} if folder else {}
     digests = {}
     for path in _files(Path(base)):
@@ -38,7 +38,7 @@ def identify_base(base: str) -> dict[str, str]:
 
 def identify_files(base: str) -> dict[str, Any]:
     """The same, with size and time of every file: what an interrupted scoring has to find again before it goes on."""
-    folder = _folder(base)
+    folder = local_folder(base)
     found = [(path.name, path.stat()) for path in _files(folder)] if folder else []
     return {
         "base": identify_base(base),
@@ -69,7 +69,7 @@ def name_difference(known: dict[str, str], found: dict[str, str]) -> str:
     return ", ".join(parts[:3]) + more
 
 
-def _folder(base: str) -> Path | None:
+def local_folder(base: str) -> Path | None:
     """Where the base's files lie; None for a hub's base that is not in the cache."""
     if base in EMBEDDED:
         return embedded_path(base)

@@ -16,9 +16,13 @@ KINDS: tuple[Kind, Kind] = ("reading", "knowledge")
 WORDING = "wording"  # of --kinds: the number of choices is no hint
 FEWEST = 100  # rows of four and of five choices, that their number may tell their source
 
+# The entrance exam without a subject beside it: its rows in the competition's files are those of the Korean language.
+_EXAM = r"^(?:[\W\d_]|학년도|년)*(?:kcsat|수능|대학수학능력시험)(?:[\W\d_]|형|문제|기출)*$"
 # Names of sources in the competition's files and in ours.
 _SOURCES = {
-    "reading": re.compile(r"klue|mrc|belebele|hellaswag|국어|독서|문학|화법|작문|문법|언어와 매체", re.IGNORECASE),
+    "reading": re.compile(
+        rf"{_EXAM}|klue|mrc|belebele|hellaswag|국어|독서|문학|화법|작문|문법|언어와 매체", re.IGNORECASE
+    ),
     "knowledge": re.compile(r"mmlu|사회|한국사|역사|지리|경제|정치|윤리|(?<![화문])법", re.IGNORECASE),
 }
 # The text is asked about itself ...
@@ -69,17 +73,15 @@ def choices_tell_kinds(questions: "Sequence[Question]") -> bool:
     """Whether the number of choices tells the kind of a file's rows.
 
     In the competition's files it does: four choices have KMMLU and MMMLU, five the college entrance exam and KLUE. Asked for are a
-    hundred rows of either number that nobody has told, and that their wording agrees: it calls a tenth more of four choices knowledge.
+    hundred rows of either number, and that what is told of them, else their wording, agrees: a tenth more of four choices is knowledge.
     """
-    rows: dict[int, list[Question]] = {4: [], 5: []}
+    kinds: dict[int, list[Kind]] = {4: [], 5: []}
     for question in questions:
-        if question.num_choices in rows and told_kind(question) is None:
-            rows[question.num_choices].append(question)
-    if min(map(len, rows.values())) < FEWEST:
+        if question.num_choices in kinds:
+            kinds[question.num_choices].append(told_kind(question) or kind_by_wording(question))
+    if min(map(len, kinds.values())) < FEWEST:
         return False
-    of_four, of_five = (
-        sum(kind_by_wording(row) == "knowledge" for row in rows[size]) / len(rows[size]) for size in (4, 5)
-    )
+    of_four, of_five = (kinds[size].count("knowledge") / len(kinds[size]) for size in (4, 5))
     return of_four - of_five >= 0.1
 
 

@@ -72,7 +72,9 @@ def choose_engine(
 
     auto is Unsloth on CUDA, until a benchmark of ours says otherwise, but where it would compute a prompt again for every
     choice or order of choices (2.65 times the tokens at five orders of 700 + 200), and but for families whose prompts it does
-    not keep apart in a pack, or may not: Gemma 2 and 3, and known bases that need rows of their own.
+    not keep apart in a pack, or may not: Gemma 2 and 3, and known bases that need rows of their own. Cards before compute capability
+    7.0 (P100) get transformers too: Triton, in which Unsloth's kernels are written, serves none of them, and Unsloth's own
+    requirements begin there.
 
     Args:
         asked: the flag.
@@ -96,6 +98,7 @@ def choose_engine(
     if asked == "unsloth" and full_precision:
         raise InputError("--engine unsloth: on CUDA it trains float32 in half precision; use --engine transformers")
     served = device.kind == "cuda" and installed and not full_precision and not shares and not offload_embedding
+    served = served and device.capability >= (7, 0)
     served = served and not re.search("gemma-[23]", base.lower()) and not _needs_rows(base)
     return "unsloth" if asked == "unsloth" or (asked == "auto" and served) else "transformers"
 

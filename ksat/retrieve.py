@@ -22,7 +22,7 @@ from ksat.errors import InputError, exit_code
 from ksat.files import claim_outputs, csv_writer, require_no_input
 from ksat.flags import KINDS_HELP, ArgumentParser, file_name, file_path, kinds_file, positive
 from ksat.kinds import find_kind
-from ksat.near_duplicates import letters_of
+from ksat.near_duplicates import are_near, letters_of
 from ksat.questions import Question, read_csv_rows, read_questions
 from ksat.tables import markdown_table
 
@@ -53,16 +53,18 @@ class Context:
 
 
 def is_same_passage(passage: str, text: str) -> bool:
-    """Whether a text has the passage in it, or over half of either one's 4-character pieces in common with it.
+    """Whether a text and a passage are near-duplicates, or the text has the passage in it, or over half of either one's
+    4-character pieces are the other's.
 
     Blanks, punctuation and case count nothing. A passage of fewer than 20 letters is never found: every text on its subject
-    would have it. near_duplicates asks more of an excerpt: here half of one gives the passage away, as where a corpus cuts it in two.
+    would have it. Of an excerpt are_near asks more: here half of one gives the passage away, as where a corpus cuts it in two.
     """
     whole, other = letters_of(passage), letters_of(text)
     if len(whole) < SHORTEST_PASSAGE:
         return False
     left, right = _grams(whole), _grams(other)
-    return whole in other or len(left & right) > OVERLAP * min(len(left), len(right))
+    has_half = whole in other or len(left & right) > OVERLAP * min(len(left), len(right))
+    return has_half or are_near(*(Question("", each, "", (), None) for each in (passage, text)))
 
 
 def _grams(letters: str) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ksat.context import ContextRule
 from ksat.errors import InputError
 from ksat.files import file_sha256, read_json
+from ksat.kinds import WORDING
 from ksat.metrics import SCALE_RANGE
 from ksat.run_folders import settle_run
 from ksat.sealed import (
@@ -64,6 +65,16 @@ class Run:
     data: list[dict[str, Any]]
     versions: dict[str, str]
 
+    @property
+    def context_rule(self) -> ContextRule:
+        """Which questions got their context in training."""
+        return ContextRule(self.settings.get("context_when", "none"))
+
+    @property
+    def choices_tell_kinds(self) -> bool | None:
+        """Whether the number of choices told kinds in its training; None where an earlier version did not note it."""
+        return self.settings.get("choices_tell_kinds", False if self.settings.get("kinds") == WORDING else None)
+
 
 RUN_FORMAT = 2
 ADAPTER_FOLDER, ADAPTER_FILE, CONFIG_FILE = "adapter", "adapter_model.safetensors", "adapter_config.json"
@@ -98,11 +109,13 @@ def _is_context_rule(value: object) -> bool:
 
 
 def _are_run_settings(value: Any) -> bool:
-    """Those of a soup are other ones than train.py's; inference uses these three, and asks whether "kinds" is "wording"."""
+    """Those of a soup are other ones than train.py's; inference uses these."""
     return (
         isinstance(value, dict)
         and whole(1)[0](value.get("rank"))
         and _is_context_rule(value.get("context_when", "none"))
+        and or_none(TEXT)[0](value.get("kinds"))
+        and isinstance(value.get("choices_tell_kinds"), bool | None)
         and _are_positions(value.get("answer_positions", {}))
     )
 
@@ -120,7 +133,7 @@ RUN_RULES: dict[str, Rule] = _SHARED_RULES | {
     "scale": number(lambda value: SCALE_RANGE[0] <= value <= SCALE_RANGE[1], "0.01 to 1000"),
     "adapter_sha256": SHA256,
     "adapter_config_sha256": SHA256,
-    "settings": (_are_run_settings, "settings with a rank from 1, a rule context_when and answer_positions"),
+    "settings": (_are_run_settings, "settings with a rank from 1, a rule context_when, kinds, choices_tell_kinds and answer_positions"),
     "versions": TEXTS,
 }  # fmt: skip
 SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
@@ -152,6 +165,7 @@ SETTING_RULES: dict[str, Rule] = _SHARED_RULES | {
     "context_when": (_is_context_rule, "a rule of --context-when"),
     "kinds": or_none(TEXT),
     "kinds_sha256": or_none(SHA256),
+    "choices_tell_kinds": (lambda value: isinstance(value, bool), "true or false"),
     "answer_positions": (_are_positions, "counts of right answers by number of choices"),
     "dtype": one_of("float32", "float16", "bfloat16"),
     "engine": one_of("unsloth", "transformers"),

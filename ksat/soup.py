@@ -68,7 +68,8 @@ def soup_run(members: Sequence[Member], weights: Sequence[float], soup: Soup, sc
     ]
     settings = {
         "soup": told, "rank": soup.rank, "alpha": float(soup.rank), "rslora": False, "norm_kept": soup.kept,
-        "context_when": members[0].run.settings.get("context_when", "none"), "kinds": members[0].run.settings.get("kinds"), "worst_module": soup.worst[0], "worst_norm_kept": soup.worst[1],
+        "context_when": members[0].run.context_rule.name, "kinds": members[0].run.settings.get("kinds"),
+        "choices_tell_kinds": members[0].run.choices_tell_kinds, "worst_module": soup.worst[0], "worst_norm_kept": soup.worst[1],
     }  # fmt: skip
     data = {entry["sha256"]: entry for member in members for entry in member.run.data}
     return replace(

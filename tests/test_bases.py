@@ -9,7 +9,7 @@ import torch
 from tiny import base_folder
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ksat.bases import KNOWN_BASES, KnownBase, find_base, read_base
+from ksat.bases import KNOWN_BASES, KnownBase, find_base, find_local_base, read_base
 from ksat.errors import InputError
 from ksat.memory import ModelShape
 
@@ -79,3 +79,23 @@ def test_bases_are_found_by_their_name_and_named_once() -> None:
     assert len({base.name for base in KNOWN_BASES}) == len(KNOWN_BASES)
     assert find_base("skt/A.X-4.0-Light") in KNOWN_BASES
     assert find_base("nobody/nothing") is None
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2", "qwen3", "llama", "mistral", "cohere", "cohere2", "gemma2", "gemma3_text", "exaone4"]
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_config_s_file_tells_what_transformers_reads_of_it(tmp_path: Path, family: str, tied: bool) -> None:
+    """Families leave out what is their own default."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    AutoConfig.for_model(family, **sizes, vocab_size=500, tie_word_embeddings=tied).save_pretrained(tmp_path)
+    found, read = find_local_base(str(tmp_path)), read_base(str(tmp_path))
+    assert found is not None
+    assert found.num_parameters <= read.num_parameters
+    assert (found.shape.num_block_weights, found.is_quantized) == (read.shape.num_block_weights, False)

@@ -109,10 +109,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_kinds_decide_only_who_gets_a_context(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run of before they were kept may score other rows with a context than it was trained with, and says so."""
-    make_run(Path("checkpoints/before"), settings={"rank": 4, "context_when": "kind=knowledge"})
-    make_run(Path("checkpoints/now"), settings={"rank": 4, "context_when": "kind=knowledge", "kinds": None})
-    for name in ("before", "now"):
+    """A run that does not say how they were told may score other rows with a context than it was trained with, and says so."""
+    asks = {"rank": 4, "context_when": "kind=knowledge"}
+    make_run(Path("checkpoints/before"), settings=asks)
+    make_run(Path("checkpoints/wording"), settings=asks | {"kinds": "wording"})
+    make_run(Path("checkpoints/now"), settings=asks | {"kinds": None, "choices_tell_kinds": False})
+    make_run(Path("checkpoints/told"), settings=asks | {"kinds": "kinds.csv", "choices_tell_kinds": False})
+    for name in ("before", "wording", "now", "told"):
         with pytest.raises(InputError, match="missing.csv: no such file"):  # as late as the answers
             inference.main(
                 [
@@ -127,8 +130,13 @@ def test_kinds_decide_only_who_gets_a_context(here: Path, capsys: pytest.Capture
                     *CPU,
                 ]
             )
-        warned = "warning: checkpoints/before is of before the number of choices told kinds" in capsys.readouterr().err
-        assert warned == (name == "before")
+        warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        expected = {
+            "before": "checkpoints/before does not say whether the number of choices told kinds in its training",
+            "told": "kinds.csv told the kinds of the rows that checkpoints/told was trained on, and is not carried over; --kinds FILE",
+        }
+        assert len(warnings) == (name in expected)
+        assert expected.get(name, "") in "".join(warnings)
     for flags in ([], ["--context-when", "all"]):
         with pytest.raises(
             InputError, match="--kinds: here kinds decide only who gets a context; add --context-when kind="
@@ -185,3 +193,67 @@ def test_a_run_hands_its_rule_on(here: Path) -> None:
     write("test.csv", make_questions(4, first=40))
     with pytest.raises(InputError, match="--context-when all: none of the 4 questions of test.csv"):
         inference.main(["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/bare", *CPU])
+
+
+def counted(num_rows: int, sentence: str) -> list[Question]:
+    """As many rows of four choices as of five; the wording calls half of the former knowledge, and all others reading."""
+    return [
+        Question(
+            f"{sentence[0]}{size}-{i}",
+            f"{sentence} {i}번 세어 보았다. " * 8,
+            "이 조약이 맺어진 시기의 모습은?" if size == 4 and i % 2 else "윗글의 내용과 일치하는 것은?",
+            tuple("가나다라마"[:size]),
+            1,
+            context="배경",
+        )
+        for i in range(num_rows)
+        for size in (4, 5)
+    ]
+
+
+def test_a_small_test_file_has_the_kinds_of_the_training_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cut test file can't say whether the number of choices tells kinds: it went by the wording, without a word."""
+    write("train.csv", counted(100, "어느 마을에 오래된 느티나무가 있었다."))
+    write("small.csv", counted(4, "바닷가 언덕 위로 등대 불빛이 지나갔다."))
+    carried = (
+        "kinds: in the run's training the number of choices {} them, so {} of 8 questions of small.csv are of another kind than by this "
+        "file alone\ncontext: {} of 8 questions of small.csv get theirs"
+    )
+    flags = [
+        "--base",
+        str(base_folder()),
+        "--train",
+        "train.csv",
+        "--valid",
+        "small.csv",
+        "--valid-fraction",
+        "0",
+        "--limit",
+        "2",
+    ]
+    train.main([*flags, "--run", "c", "--context-when", "kind=knowledge", "--epochs", "1", "--rank", "4", *CPU])
+    assert carried.format("tells", 2, 4) in capsys.readouterr().out
+    settings = read_json(Path("checkpoints/c/run.json"))["settings"]
+    assert settings["choices_tell_kinds"] is True
+    score = ["--test", "small.csv", *CPU]
+    inference.main(["--ckpt", "checkpoints/c", *score, "--out", "out/c"])
+    assert carried.format("tells", 2, 4) in capsys.readouterr().out
+    assert read_json(Path("out/c.probs.json"))["choices_tell_kinds"] is True
+    inference.main(["--ckpt", "checkpoints/c", *score, "--out", "out/wording", "--kinds", "wording"])
+    told = capsys.readouterr()
+    assert "kinds: " not in told.out
+    assert "context: 2 of 8 questions of small.csv get theirs" in told.out
+    assert "warning" not in told.err
+
+
+def test_a_large_test_file_has_the_kinds_of_the_training_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = counted(100, "어느 마을에 오래된 느티나무가 있었다.")
+    hinted = [replace(row, kind_hint="knowledge" if row.num_choices == 4 else "reading") for row in rows]
+    rule = ContextRule("kind=knowledge")
+    assert sum(bool(row.context) for row in take_context(hinted, rule, LABEL, "a.csv")) == 100
+    assert "kinds:" not in capsys.readouterr().out
+    assert sum(bool(row.context) for row in take_context(hinted, rule, LABEL, "a.csv", False)) == 50
+    assert "does not tell them, so 50 of 200 questions of a.csv are of another kind" in capsys.readouterr().out
+    assert sum(bool(row.context) for row in take_context(hinted, rule, LABEL, "a.csv", True)) == 100
+    assert len(take_context(hinted, ContextRule("all"), LABEL, "a.csv", False)) == 200
+    assert "kinds:" not in capsys.readouterr().out  # where kinds decide nothing

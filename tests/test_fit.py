@@ -1,11 +1,15 @@
 """Which base fits which GPU: figures that were seen on cards, the table's rules, and what train.py takes by default."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import make_questions, make_run, write_questions
 
+import inference
 from ksat import fit as fit_module
 from ksat.bases import KNOWN_BASES, find_base
 from ksat.devices import GPUS, Device, tflops_of
@@ -25,6 +29,7 @@ from ksat.fit import (
     shortfall,
 )
 from ksat.memory import GIB
+from ksat.runs import read_run, write_run
 
 BIG = "unsloth/Qwen2.5-32B-Instruct-bnb-4bit"
 MIDDLE = "unsloth/Qwen2.5-14B-bnb-4bit"
@@ -296,3 +301,104 @@ def test_a_base_that_does_not_fit_is_refused_or_warned_of(monkeypatch: pytest.Mo
         "card has 26.5 GiB: it will run out of memory, or swap; take a smaller base or --offload-embedding or --rank 16 or --max-tokens 1024"
     )
     assert check_room(BIG, CARD_24, rank=16, nf4=True) == check_room(BIG, V100, rank=64, nf4=True) == ""
+
+
+def shaped(folder: Path, **changed: Any) -> str:
+    """A folder with the configuration of an 8B model, and no weights."""
+    sizes = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
+    folder.mkdir(exist_ok=True)
+    fields = {"model_type": "llama", **sizes, "vocab_size": 128256, "tie_word_embeddings": False, **changed}
+    (folder / "config.json").write_text(json.dumps(fields))
+    return str(folder)
+
+
+def test_scoring_asks_for_room_and_for_less_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_module, "machine_memory", lambda: 24 * GIB)
+    how: dict[str, Any] = {"nf4": False, "training": False}
+    with pytest.raises(
+        InputError,
+        match=r"^--base Qwen/Qwen3-32B: its weights take 12\d.\d GiB before .*; take a smaller base or --quantization nf4$",
+    ):
+        check_room("Qwen/Qwen3-32B", CPU, rank=0, **how)
+    with pytest.raises(
+        InputError,
+        match=r"^--ckpt a, base Qwen/Qwen3-32B: its weights and a LoRA of rank 8 take .*; take a machine with more memory$",
+    ):
+        check_room("Qwen/Qwen3-32B", CPU, rank=8, flag="--ckpt a, base", **how)
+    assert check_room("Qwen/Qwen3-32B", CPU, rank=0, nf4=True, training=False) == ""
+    with pytest.raises(InputError):
+        check_room("Qwen/Qwen3-14B", T4, rank=0, **how)
+    needed = peak(base(BIG), Device("cuda", "card", (8, 6), 0), tokens=2048, rank=0, training=False).needed / GIB
+    card = Device("cuda", "card", (8, 6), needed - 0.1)
+    assert check_room(BIG, card, rank=0, nf4=True, training=False).endswith(
+        f"to score prompts of 2,048 tokens, card has {needed - 0.1:.1f} GiB: it will run out of memory, or swap; take a smaller base or --offload-embedding"
+    )
+    assert check_room(BIG, replace(card, memory_gib=needed + 0.1), rank=0, nf4=True, training=False) == ""
+
+
+def test_bases_outside_the_list_are_asked_by_the_config_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "machine_memory", lambda: 24 * GIB)
+    monkeypatch.setattr("ksat.models.look_for_hub", lambda base: pytest.fail("asks the network"))
+    own = shaped(tmp_path / "own")
+    for training in (True, False):
+        with pytest.raises(InputError, match=r"own: its weights and a LoRA of rank 8 take 3\d.\d GiB before"):
+            check_room(own, CPU, rank=8, nf4=False, training=training)
+        assert check_room(own, CPU, rank=8, nf4=True, tokens=256, training=training) == ""
+    assert check_room("someone/else", CPU, rank=8, nf4=False) == ""
+    cached = lambda name, file: str(tmp_path / "own" / file)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+        with pytest.raises(InputError, match="--base someone/else: its weights and a LoRA of rank 8 take"):
+            check_room("someone/else", CPU, rank=8, nf4=False)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_type": "lfm2"},  # some of its layers are smaller
+        {"quantization_config": {"quant_method": "aqlm"}},  # 2 bits
+        {"quantization_config": {"quant_method": "bitsandbytes"}},  # 4 bits, and 8 may be
+        {"quantization_config": {}},
+        {"num_key_value_heads": None},
+        {"hidden_size": "4096"},
+        {"text_config": None},
+    ],
+)
+def test_what_may_fit_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    monkeypatch.setattr(fit_module, "machine_memory", lambda: 16 * GIB)
+    assert check_room(shaped(tmp_path / "own", **changed), CPU, rank=0, nf4=False, tokens=256, training=False) == ""
+    with pytest.raises(InputError):
+        check_room(shaped(tmp_path / "own"), CPU, rank=0, nf4=False, tokens=256, training=False)
+
+
+def test_inference_refuses_before_it_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It went straight to loading, and the machine swapped or killed it."""
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr("ksat.models.load", lambda *_, **__: pytest.fail("loads"))
+    monkeypatch.setattr(fit_module, "machine_memory", lambda: 24 * GIB)
+    score = ["--test", str(write_questions(tmp_path / "q.csv", make_questions(2))), "--device", "cpu", "--out", "out/x"]
+    with pytest.raises(InputError, match="--base Qwen/Qwen3-32B: its weights take"):
+        inference.main(["--base", "Qwen/Qwen3-32B", *score])
+    write_run(run, replace(read_run(run), base=shaped(tmp_path / "own")))
+    with pytest.raises(
+        InputError, match="--ckpt run, base .*own: its weights and a LoRA of rank 4 take .*; take a machine with more"
+    ):
+        inference.main(["--ckpt", "run", *score])
+    monkeypatch.setattr(fit_module, "machine_memory", lambda: 32 * GIB)
+    with pytest.raises(pytest.fail.Exception, match="loads"):
+        inference.main(["--ckpt", "run", *score])
+    assert (
+        "warning: " in (told := capsys.readouterr().err)
+        and "to score prompts of 2,048 tokens, this machine has 32.0 GiB" in told
+    )

@@ -150,6 +150,29 @@ def test_the_number_of_choices_tells_the_kind_where_a_file_has_both_in_plenty(tm
     assert kinds_of(unlike) == kinds_of(unlike, "wording")
 
 
+def test_an_exam_with_another_subject_beside_it_tells_nothing() -> None:
+    for source in ("수능 수학", "KCSAT English", "수능특강 물리학"):
+        assert [
+            find_kind(asked(text, source=source)) for text in ("이 왕의 업적으로 옳은 것은?", "윗글의 제목은?")
+        ] == ["knowledge", "reading"]
+
+
+def test_rows_that_are_told_count_towards_what_the_number_of_choices_tells(tmp_path: Path) -> None:
+    """Four-choice rows that a column tells took the hint from the five-choice rows beside them, which nobody tells."""
+    rows = [
+        replace(row, kind="knowledge")
+        if row.num_choices == 4
+        else replace(row, question="이 나라의 왕에 대한 설명으로 옳은 것은?")
+        for row in competition(FEWEST)
+    ]
+    of_text = [replace(row, question="윗글의 내용과 일치하는 것은?") if i % 5 else row for i, row in enumerate(rows)]
+    path = write(tmp_path / "x.csv", of_text)
+    assert kinds_of(path, "wording")[5, "knowledge"] == 20
+    assert kinds_of(path) == {(4, "knowledge"): 100, (5, "reading"): 100}
+    told = write(tmp_path / "y.csv", [replace(row, kind="reading") if row.num_choices == 4 else row for row in of_text])
+    assert kinds_of(told) == kinds_of(told, "wording")  # told otherwise, four choices are no sign of knowledge
+
+
 def test_what_is_told_comes_before_the_number_of_choices(tmp_path: Path) -> None:
     rows = competition(FEWEST + 3)
     rows[0], rows[-1] = replace(rows[0], kind="reading"), replace(rows[-1], kind="knowledge")
@@ -205,6 +228,13 @@ def test_kinds_of_another_name_are_refused(tmp_path: Path) -> None:
         ("MMMLU (Ko)", "knowledge"),
         ("수능 국어", "reading"),
         ("한국사", "knowledge"),
+        ("KCSAT", "reading"),
+        ("KCSAT_2023", "reading"),
+        ("2022학년도 수능", "reading"),
+        ("수능형", "reading"),
+        ("대학수학능력시험", "reading"),
+        ("수능 사회탐구", "knowledge"),
+        ("KCSAT 한국사", "knowledge"),
     ],
 )
 def test_a_source_that_names_its_kind_decides(source: str, kind: str) -> None:

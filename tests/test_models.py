@@ -22,6 +22,7 @@ from ksat.models import LoadSettings, choose_dtype, choose_engine, default_quant
 from ksat.packing import build_pack
 
 CPU = Device("cpu", "2 CPU cores", (0, 0), 0.0)
+P100 = Device("cuda", "Tesla P100", (6, 0), 15.9)
 V100 = Device("cuda", "Tesla V100", (7, 0), 31.7)
 T4 = Device("cuda", "Tesla T4", (7, 5), 14.6)
 H100 = Device("cuda", "H100", (9, 0), 79.2)
@@ -57,6 +58,9 @@ def test_bfloat16_where_there_is_none() -> None:
         ("auto", CPU, True, "transformers"),
         ("unsloth", CPU, True, "unsloth"),
         ("transformers", H100, True, "transformers"),
+        ("auto", V100, True, "unsloth"),
+        ("auto", P100, True, "transformers"),
+        ("unsloth", P100, True, "unsloth"),
     ],
 )
 def test_engine(monkeypatch: pytest.MonkeyPatch, asked: str, device: Device, installed: bool, engine: str) -> None:

@@ -106,6 +106,23 @@ def test_the_own_passage_never_comes_back(text: str) -> None:
     assert "1019년 강감찬이" in found.text  # another text on the same battle
 
 
+def test_a_near_duplicate_is_no_background() -> None:
+    """What folds and intervals take for one passage (a third of the words changed) came back as background for itself."""
+    others = " ".join(row["text"] for row in ROWS if "거란" not in row["text"]).split()
+    words = OWN.split()
+    for first in range(3):
+        copy = " ".join(others[i] if i % 3 == first else word for i, word in enumerate(words))
+        assert is_same_passage(OWN, copy)
+        assert is_same_passage(copy, OWN)
+        question = Question("q", OWN, "위 전투를 이끈 장수는?", ("강감찬", "서희"), 1)
+        found = find_context(
+            Index([Article("", copy), *(Article(row["title"], row["text"]) for row in ROWS)]), question, **LIMITS
+        )
+        assert found.num_own == 1
+        assert copy not in found.text
+    assert not any(is_same_passage(OWN, row["text"]) for row in ROWS)  # another text on the same battle is among them
+
+
 def test_passages_are_the_same_by_their_letters() -> None:
     assert is_same_passage(OWN, OWN)
     assert not is_same_passage(OWN, "강감찬은 고려의 장수이다.")

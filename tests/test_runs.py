@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ SETTINGS: dict[str, Any] = {
     "max_tokens": 4096, "quantization": "none", "data": [{"file": "data/train.csv", "sha256": SHA}], "valid_fraction": 0.1, "prompt": None,
     "limit": None, "seed": 0, "report_to": "none", "rank": 8, "alpha": 16.0, "dropout": 0.0, "rslora": True, "epochs": 2, "lr": 1e-4,
     "schedule": "cosine", "warmup": 0.05, "weight_decay": 0.0, "questions_per_step": 4, "patience": 1, "loss": "choices",
-    "choice_orders": 1, "folds": None, "fold": None, "folds_sha256": None, "leave_out": None, "leave_out_sha256": None, "valid": ["other.csv"], "valid_sha256": [SHA], "context_when": "short:300", "kinds": "kinds.csv", "kinds_sha256": SHA, "answer_positions": {"4": [3, 0, 1, 2]}, "dtype": "float32",
+    "choice_orders": 1, "folds": None, "fold": None, "folds_sha256": None, "leave_out": None, "leave_out_sha256": None, "valid": ["other.csv"], "valid_sha256": [SHA], "context_when": "short:300", "kinds": "kinds.csv", "kinds_sha256": SHA, "choices_tell_kinds": True, "answer_positions": {"4": [3, 0, 1, 2]}, "dtype": "float32",
     "engine": "transformers", "pack_tokens": 512,
 }  # fmt: skip
 
@@ -167,6 +168,21 @@ def test_runs_and_settings_are_read_as_they_were_written(folder: Path) -> None:
     run = read_run(folder)
     assert (run.scale, run.base_identity, run.settings) == (3.5, {"revision": "a1"}, SETTINGS)
     assert read_settings(folder) == SETTINGS
+
+
+def test_what_a_run_says_of_its_kinds_and_one_of_before_does_not(folder: Path) -> None:
+    run = read_run(folder)
+    found = {
+        told: replace(run, settings={"rank": 4, **dict(told)}).choices_tell_kinds
+        for told in (
+            (("choices_tell_kinds", True), ("kinds", None)),
+            (("choices_tell_kinds", False), ("kinds", None)),
+            (("kinds", None),),
+            (("kinds", "wording"),),
+            (),
+        )
+    }
+    assert list(found.values()) == [True, False, None, False, None]
 
 
 def test_every_edit_of_every_field_is_found_out(folder: Path) -> None:
@@ -199,7 +215,7 @@ def test_every_edit_of_every_field_is_found_out(folder: Path) -> None:
         ("settings", {"rank": 4, "context_when": "some"}), ("settings", {"rank": 4, "answer_positions": {"4": [1]}}), ("data", [{"file": "x"}]), ("data", {}), ("versions", {"torch": 2}),
         ("valid_fraction", 0.6), ("prompt", 1), ("limit", 0), ("seed", -1), ("report_to", None), ("rank", 1.5), ("alpha", 0), ("dropout", 1),
         ("rslora", 1), ("epochs", 0), ("lr", 1.1), ("schedule", "step"), ("warmup", 1), ("weight_decay", -1), ("questions_per_step", 0),
-        ("patience", 0), ("loss", "mse"), ("choice_orders", 0), ("folds", 1), ("fold", -1), ("folds_sha256", "x"), ("leave_out", 1), ("leave_out_sha256", "x"), ("valid", []), ("valid", "other.csv"), ("valid_sha256", None), ("valid_sha256", ["x"]), ("context_when", "short:0"), ("kinds", 1), ("answer_positions", {"2": [1, -1]}),
+        ("patience", 0), ("loss", "mse"), ("choice_orders", 0), ("folds", 1), ("fold", -1), ("folds_sha256", "x"), ("leave_out", 1), ("leave_out_sha256", "x"), ("valid", []), ("valid", "other.csv"), ("valid_sha256", None), ("valid_sha256", ["x"]), ("context_when", "short:0"), ("kinds", 1), ("choices_tell_kinds", None), ("choices_tell_kinds", 1), ("settings", {"rank": 4, "choices_tell_kinds": 1}), ("settings", {"rank": 4, "kinds": 1}), ("answer_positions", {"2": [1, -1]}),
         ("dtype", "int8"), ("engine", "vllm"), ("pack_tokens", None),
     ],
 )  # fmt: skip

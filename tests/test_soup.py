@@ -214,14 +214,17 @@ def test_runs_that_tell_kinds_otherwise_are_refused_where_kinds_decide() -> None
     """The first run's would decide which test rows get a context."""
     for rule in ("kind=reading", "all"):
         settings = {"rank": 4, "context_when": rule}
-        a = make_run(f"a-{rule[:3]}", settings=settings)
+        a = make_run(f"a-{rule[:3]}", settings=settings | {"kinds": None, "choices_tell_kinds": True})
         b = make_run(f"b-{rule[:3]}", seed=1, settings=settings | {"kinds": "wording"})
         for runs in ((a, b), (b, a)):
             if rule == "all":
                 soup.main([*map(str, runs), "--run", f"mean-{runs[0].name}"])
                 continue
-            with pytest.raises(InputError, match="its kinds is .*; only runs with the same can be averaged"):
+            with pytest.raises(InputError, match="its choices_tell_kinds is .*; only runs with the same can be"):
                 soup.main([*map(str, runs), "--run", "mean"])
+    c = make_run("c", settings={"rank": 4, "context_when": "kind=reading", "kinds": None, "choices_tell_kinds": False})
+    soup.main(["checkpoints/b-kin", str(c), "--run", "both-by-wording"])
+    assert read_run(Path("checkpoints/both-by-wording")).settings["choices_tell_kinds"] is False
 
 
 @pytest.mark.parametrize(
