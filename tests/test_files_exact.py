@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ksat.errors import InputError
 from ksat.files import (
@@ -73,6 +74,25 @@ def test_what_is_said_of_a_lock(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught_error, lock(tmp_path / "file" / "x", "run"):
         pass
     assert str(caught_error.value) == message
+
+
+@pytest.mark.parametrize("fault", [FileNotFoundError, FileExistsError])
+def test_a_lock_is_got_though_another_process_removes_its_folder_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[OSError]
+) -> None:
+    """It made the folder for its own lock, and is done: the folder goes between mkdir and the lock, or within mkdir."""
+    path, acquire, gone = tmp_path / "new" / "x", FileLock.acquire, []
+
+    def acquire_later(self: FileLock) -> object:
+        if len(gone) < 3:
+            gone.append(path.parent.rmdir())  # type: ignore[func-returns-value]
+            raise fault
+        return acquire(self)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire_later)
+    with lock(path, "run"):
+        assert (tmp_path / "new" / ".x.lock").exists()
+    assert (len(gone), list(tmp_path.iterdir())) == (3, [])
 
 
 @pytest.mark.parametrize(
