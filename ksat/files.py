@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ksat.errors import InputError
+from ksat.visible import is_visible
 
 # Of 255 bytes that a file's name may have; the rest is for our endings and for what we put in front while we write.
 LONGEST_NAME = 200
@@ -204,7 +205,7 @@ def require_name(flag: str, name: str) -> str:
     """`name` if it can be the name of a file or folder of ours.
 
     Raises:
-        InputError: it is empty or blank, a path, hidden, too long, or has a control character in it.
+        InputError: it is empty or blank, shows nothing, is a path, hidden, too long, or has a control character in it.
     """
     if name != name.strip() or not name:
         raise InputError(f"{flag} {name!r}: expected a name, without blanks around it")
@@ -268,9 +269,8 @@ def _make_folder_and_acquire(own: FileLock, held: Path) -> list[Path]:
         own.acquire()
         return made
 
-    for _ in range(
-        9
-    ):  # of the 1 in 80 that met such a moment with four processes at it, hardly one meets the next as well
+    # With four processes at it one attempt in 80 met such a moment; where a file is in the folder's place, all ten fail.
+    for _ in range(9):
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             return attempt()
     return attempt()

@@ -103,12 +103,15 @@ def test_a_lock_is_got_though_another_process_removes_its_folder_meanwhile(
         ("a/b", "--run 'a/b': expected a plain name, without slashes and without a dot in front"),
         (".a", "--run '.a': expected a plain name, without slashes and without a dot in front"),
         ("a\x07", "--run 'a\\x07': has a character that does not print; take it out"),
+        ("\u3164", "--run '\\u3164': nothing of it shows; choose another name"),
+        ("\u2800\ufe0f", "--run '\\u2800\\ufe0f': nothing of it shows; choose another name"),
         ("b" * 201, f"--run '{'b' * 40}'…: 201 bytes long, expected at most 200"),
     ],
 )
 def test_what_is_said_of_a_name(name: str, message: str) -> None:
     assert said(lambda: require_name("--run", name)) == message
-    assert require_name("--run", "b" * 200) == "b" * 200
+    for good in ("b" * 200, "가\u1160", "\u2714\ufe0f"):  # old Hangul and emoji have fillers and selectors in them
+        assert require_name("--run", good) == good
 
 
 def test_what_is_said_of_a_file_that_can_t_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
