@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             "--debias pride: it corrects digits in one order of the choices; leave out --choice-orders, and score by label"
         )
-    paths = submission_paths(args.out or _default_name(args, test))
+    paths = submission_paths(_default_name(args, test) if args.out is None else args.out)
     kinds = kinds_file(setup["kinds"])
     setup["kinds_sha256"] = file_sha256(kinds) if kinds else None
     inputs = [test, args.answers, args.train, args.prompt, kinds]

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ksat.errors import InputError
+from ksat.visible import is_visible
 
 # Of 255 bytes that a file's name may have; the rest is for our endings and for what we put in front while we write.
 LONGEST_NAME = 200
@@ -204,7 +205,7 @@ def require_name(flag: str, name: str) -> str:
     """`name` if it can be the name of a file or folder of ours.
 
     Raises:
-        InputError: it is empty or blank, a path, hidden, too long, or has a control character in it.
+        InputError: it is empty or blank, shows nothing, is a path, hidden, too long, or has a control character in it.
     """
     if name != name.strip() or not name:
         raise InputError(f"{flag} {name!r}: expected a name, without blanks around it")
@@ -212,6 +213,8 @@ def require_name(flag: str, name: str) -> str:
         raise InputError(f"{flag} {name!r}: expected a plain name, without slashes and without a dot in front")
     if not name.isprintable():
         raise InputError(f"{flag} {name!r}: has a character that does not print; take it out")
+    if not is_visible(name):  # repr() would print it as it is
+        raise InputError(f"{flag} {name!a}: nothing of it shows; choose another name")
     if (length := len(name.encode())) > LONGEST_NAME:
         raise InputError(f"{flag} {name[:40]!r}…: {length} bytes long, expected at most {LONGEST_NAME}")
     return name
@@ -235,11 +238,9 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
         InputError: its folder can't be written.
     """
     held = path.with_name(f".{path.name}.lock")
-    own, made = FileLock(held, timeout=wait), []
+    own = FileLock(held, timeout=wait)
     try:
-        made = [folder for folder in held.parents if not folder.exists()]
-        held.parent.mkdir(parents=True, exist_ok=True)
-        own.acquire()
+        made = _make_folder_and_acquire(own, held)
     except Timeout as error:
         raise LockedError(
             f"{path}: another process is at work on this {what}; wait for it, or choose another name"
@@ -257,6 +258,22 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
                     folder.rmdir()
         finally:
             own.release()
+
+
+def _make_folder_and_acquire(own: FileLock, held: Path) -> list[Path]:
+    """The folders that were made for it. Whoever made one, too, may remove it between the two steps: then both are done again."""
+
+    def attempt() -> list[Path]:
+        made = [folder for folder in held.parents if not folder.exists()]
+        held.parent.mkdir(parents=True, exist_ok=True)
+        own.acquire()
+        return made
+
+    # With four processes at it one attempt in 80 met such a moment; where a file is in the folder's place, all ten fail.
+    for _ in range(9):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return attempt()
+    return attempt()
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,10 @@ def path_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # reports name their files, in UTF-8
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":  # then it may be UTF-8 that was not read as such
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.80} can't be read in the locale's {encoding}; set PYTHONUTF8=1"
+            ) from None
         raise argparse.ArgumentTypeError(f"{text!r:.80} is not UTF-8; rename it") from None
     if len(os.fsencode(text)) > LONGEST_PATH or any(len(os.fsencode(name)) > LONGEST_PART for name in Path(text).parts):
         raise argparse.ArgumentTypeError(

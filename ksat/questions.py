@@ -7,7 +7,6 @@ import hashlib
 import io
 import re
 import sys
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,16 +20,11 @@ import pandas as pd
 from ksat.errors import InputError, bad_rows, error_line, show
 from ksat.files import read_text
 from ksat.kinds import KINDS, WORDING, Kind, choices_tell_kinds, kind_by_choices
+from ksat.visible import is_visible
 
 MIN_CHOICES, MAX_CHOICES = 2, 5
 csv.field_size_limit(2**31 - 1)  # of characters in a cell; Python's own is 131,072, and a long passage is no fault
 _BLANKS = re.compile(r"[ \t\xa0\u3000]+")
-# What no font shows, though Unicode counts it among letters, marks and symbols (fillers of Hangul, joiners, selectors, empty
-# Braille), and what is no character for good.
-_FILLERS = re.compile(
-    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufdd0-\ufdef\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
-    r"\U000e0000-\U000e0fff" + "".join(f"\\U{plane:04x}fffe\\U{plane:04x}ffff" for plane in range(17)) + "]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +313,7 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object], form:
         raise _RowError("have no choices", "", form)
     if not MIN_CHOICES <= len(choices) <= MAX_CHOICES:
         raise _RowError("have a wrong number of choices", str(len(choices)), f"expected {MIN_CHOICES} to {MAX_CHOICES}")
-    if not all(isinstance(choice, str) and _is_visible(choice) for choice in choices):
+    if not all(isinstance(choice, str) and is_visible(choice) for choice in choices):
         raise _RowError("have a choice that is empty or not text", show(list(choices)), form)
     found = Question(
         id=row_id,
@@ -334,14 +328,6 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object], form:
     )
     _require_text(found)
     return found
-
-
-def _is_visible(text: str) -> bool:
-    """Whether anything of it shows: no blanks, control and format characters alone. Private use is seen in old Hangul."""
-    return any(unicodedata.category(c) not in _UNSEEN and not _FILLERS.match(c) for c in text)
-
-
-_UNSEEN = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
 
 
 def _require_text(question: Question) -> None:

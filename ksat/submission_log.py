@@ -6,16 +6,17 @@ scores, the better is seen whether the leaderboard follows the out-of-fold score
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ksat.errors import InputError
 from ksat.files import csv_writer, file_sha256, lock, read_json, read_text, write_atomic
-from ksat.questions import read_table, require_columns
+from ksat.questions import read_csv_rows, require_columns
 from ksat.tables import markdown_table
 
 FEWEST_FOR_CORRELATION = 5
@@ -34,6 +35,7 @@ class Submission:
         oof_macro_f1: out of fold.
         public: what the leaderboard said.
         private: what it said in the end.
+        others: the cells of the columns that the user has added, kept as they stand.
     """
 
     time: str
@@ -44,9 +46,10 @@ class Submission:
     oof_macro_f1: float | None = None
     public: float | None = None
     private: float | None = None
+    others: tuple[str, ...] = ()
 
 
-COLUMNS = tuple(field.name for field in fields(Submission))
+COLUMNS = tuple(field.name for field in fields(Submission))[:-1]
 SCORES = COLUMNS[4:]
 
 
@@ -54,17 +57,25 @@ def read_log(path: Path) -> list[Submission]:
     """The rows of a log, none if there is no such file.
 
     Raises:
-        InputError: a column is missing, or a score is no share from 0 to 1.
+        InputError: it is no log, a column is missing, or a score is no share from 0 to 1.
     """
-    if not path.exists() or not read_text(path).strip().partition("\n")[2]:
-        return []
-    table = read_table(path)
-    require_columns(table, path, COLUMNS)
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Submission], list[str]]:
+    """The rows of a log, and the names of the columns that are not ours."""
+    if not path.exists() or not read_text(path).strip():
+        return [], []
+    header, *cells = read_csv_rows(path)
+    require_columns(pd.DataFrame(columns=header), path, COLUMNS)
+    other_places = [i for i, name in enumerate(header) if name not in COLUMNS]
     rows = []
-    for row in table.to_dict("records"):
-        scores = {name: _share(str(row[name]), f"{path}: {name} of {row['file']}") for name in SCORES}
-        rows.append(Submission(row["time"], row["file"], row["sha256"], row["members"], **scores))
-    return rows
+    for row in cells:
+        ours = dict(zip(header, row, strict=True))
+        scores = {name: _share(ours[name], f"{path}: {name} of {ours['file']}") for name in SCORES}
+        others = tuple(row[i] for i in other_places)
+        rows.append(Submission(*(ours[name] for name in COLUMNS[:4]), **scores, others=others))
+    return rows, [header[i] for i in other_places]
 
 
 def _share(cell: str, where: str) -> float | None:
@@ -93,13 +104,13 @@ def enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tupl
 
 
 def _enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tuple[Submission, bool]:
-    rows, digest = read_log(path), file_sha256(submission)
+    (rows, other_names), digest = _read(path), file_sha256(submission)
     given: dict[str, Any] = {name: score for name, score in scores.items() if score is not None}
     known = next((row for row in rows if row.sha256 == digest), None)
     if known is None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        row = Submission(now, str(submission), digest, _members(submission), **given)
-        _write(path, [*rows, row])
+        row = Submission(now, str(submission), digest, _members(submission), **given, others=("",) * len(other_names))
+        _write(path, [*rows, row], other_names)
         return row, True
     if not given:
         raise InputError(
@@ -112,7 +123,7 @@ def _enter(path: Path, submission: Path, scores: dict[str, float | None]) -> tup
                 f"{path}: {name} of {known.file} is {old:g}, not {score:g}; correct the file by hand if that is wrong"
             )
     row = replace(known, **given)
-    _write(path, [row if each is known else each for each in rows])
+    _write(path, [row if each is known else each for each in rows], other_names)
     return row, False
 
 
@@ -142,9 +153,15 @@ def _members(submission: Path) -> str:
     return f"{base or ''}{f' with adapter {adapter[:12]}' if adapter else ' untuned'}"
 
 
-def _write(path: Path, rows: Sequence[Submission]) -> None:
-    cells = [["" if value is None else value for value in asdict(row).values()] for row in rows]
-    write_atomic(path, csv_writer(COLUMNS, cells))
+def _write(path: Path, rows: Sequence[Submission], other_names: Sequence[str]) -> None:
+    table = [[*COLUMNS, *other_names], *([*_cells(row), *row.others] for row in rows)]
+    # A note may hold a lone carriage return, as Excel on a Mac writes it.
+    write_atomic(path, csv_writer(table[0], table[1:], quote_all=any("\r" in cell for row in table for cell in row)))
+
+
+def _cells(row: Submission) -> list[str]:
+    values = (getattr(row, name) for name in COLUMNS)
+    return ["" if value is None else str(value) for value in values]
 
 
 def log_table(rows: Sequence[Submission]) -> str:

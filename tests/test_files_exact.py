@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ksat.errors import InputError
 from ksat.files import (
@@ -75,6 +76,25 @@ def test_what_is_said_of_a_lock(tmp_path: Path) -> None:
     assert str(caught_error.value) == message
 
 
+@pytest.mark.parametrize("fault", [FileNotFoundError, FileExistsError])
+def test_a_lock_is_got_though_another_process_removes_its_folder_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[OSError]
+) -> None:
+    """It made the folder for its own lock, and is done: the folder goes between mkdir and the lock, or within mkdir."""
+    path, acquire, gone = tmp_path / "new" / "x", FileLock.acquire, []
+
+    def acquire_later(self: FileLock) -> object:
+        if len(gone) < 3:
+            gone.append(path.parent.rmdir())  # type: ignore[func-returns-value]
+            raise fault
+        return acquire(self)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire_later)
+    with lock(path, "run"):
+        assert (tmp_path / "new" / ".x.lock").exists()
+    assert (len(gone), list(tmp_path.iterdir())) == (3, [])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -83,12 +103,15 @@ def test_what_is_said_of_a_lock(tmp_path: Path) -> None:
         ("a/b", "--run 'a/b': expected a plain name, without slashes and without a dot in front"),
         (".a", "--run '.a': expected a plain name, without slashes and without a dot in front"),
         ("a\x07", "--run 'a\\x07': has a character that does not print; take it out"),
+        ("\u3164", "--run '\\u3164': nothing of it shows; choose another name"),
+        ("\u2800\ufe0f", "--run '\\u2800\\ufe0f': nothing of it shows; choose another name"),
         ("b" * 201, f"--run '{'b' * 40}'…: 201 bytes long, expected at most 200"),
     ],
 )
 def test_what_is_said_of_a_name(name: str, message: str) -> None:
     assert said(lambda: require_name("--run", name)) == message
-    assert require_name("--run", "b" * 200) == "b" * 200
+    for good in ("b" * 200, "가\u1160", "\u2714\ufe0f"):  # old Hangul and emoji have fillers and selectors in them
+        assert require_name("--run", good) == good
 
 
 def test_what_is_said_of_a_file_that_can_t_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

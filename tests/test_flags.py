@@ -1,5 +1,6 @@
 """Flags of all scripts: numbers and names that argparse's own types take and nothing after them does; one line for each."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,15 @@ def test_the_usage_is_named_as_it_is_called() -> None:
     assert (
         result.stderr == "error: the following arguments are required: CSV, --answers; see python compare.py --help\n"
     )
+
+
+@pytest.mark.parametrize("path", ["시험.csv", b"\xbd.csv"])
+def test_a_path_that_the_locale_hides_is_not_called_wrong(path: str | bytes) -> None:
+    """Where the C locale holds, Python reads file names as ASCII: a name in UTF-8 need not be changed."""
+    command = [sys.executable, str(ROOT / "compare.py"), "a", "--answers", path]
+    env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert result.returncode == EXIT_BAD_INPUT
+    assert "can't be read in the locale's ascii; set PYTHONUTF8=1; see python compare.py --help" in result.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=env | {"PYTHONUTF8": "1"})
+    assert "rename it" in result.stderr if isinstance(path, bytes) else "no such file" in result.stderr

@@ -131,6 +131,18 @@ def test_commands_that_score_otherwise_have_other_names() -> None:
     assert names[len(variants)] == "r-untuned"
 
 
+@pytest.mark.parametrize("out", ["", "\u3164", "submissions/"])
+def test_a_name_that_is_none_replaces_nothing(here: Path, out: str) -> None:
+    """An empty one was taken for the default, and with --overwrite replaced what lay there."""
+    Path("submissions").mkdir()
+    for kind in ("probs.csv", "csv", "probs.json"):
+        Path(f"submissions/{base_folder().name}-untuned-test.{kind}").write_text("mine")
+    before = snapshot(here)
+    with pytest.raises(InputError, match=r"^--out '.*': (expected a name|nothing of it shows)"):
+        inference.main(["--base", str(base_folder()), "--test", "data/test.csv", *CPU, "--out", out, "--overwrite"])
+    assert snapshot(here) == before
+
+
 def test_the_folder_where_one_stands_has_its_name(here: Path) -> None:
     for flag, name in (("--ckpt", here.name), ("--base", f"{here.name}-untuned")):
         for place in (".", "checkpoints/..", str(here) + "/"):

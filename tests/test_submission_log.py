@@ -1,5 +1,7 @@
 """The log of submissions: nothing twice, scores that come later, and what the leaderboard has to do with out-of-fold scores."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,52 @@ def test_a_score_that_is_no_share_is_refused(tmp_path: Path, cell: str) -> None:
     log.write_text(log.read_text().replace(",,,", f',,"{cell}",'))
     with pytest.raises(InputError, match="expected a share from 0 to 1"):
         read_log(log)
+
+
+def test_a_log_saved_with_other_line_ends_keeps_its_rows(tmp_path: Path) -> None:
+    """Excel's "CSV (Macintosh)" ends lines with CR alone: the log was taken for an empty one, and written over."""
+    log = tmp_path / "log.csv"
+    entered = [enter(log, submission(tmp_path, f"s{n}", f"id,answer\na,{n}\n"), NONE)[0] for n in (1, 2)]
+    for end in (b"\r", b"\r\n"):
+        log.write_bytes(log.read_bytes().replace(b"\n", end))
+        assert read_log(log) == entered
+        entered.append(enter(log, submission(tmp_path, "next", f"id,answer\na,3\n{end!r},1\n"), NONE)[0])
+        assert read_log(log) == entered
+
+
+@pytest.mark.parametrize("text", ["my notes: do not delete", "my notes\n", "time,file\n", "a,b\r1,2\r"])
+def test_a_file_that_is_no_log_is_kept(tmp_path: Path, text: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_bytes(text.encode())
+    with pytest.raises(InputError, match="log.csv: no column '.*; expected time, file, sha256, members"):
+        enter(log, submission(tmp_path, "a"), NONE)
+    assert log.read_bytes() == text.encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\ufeff", "\n", "time,file,sha256,members,oof_accuracy,oof_macro_f1,public,private\n"]
+)
+def test_a_log_without_rows_takes_the_first(tmp_path: Path, text: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_bytes(text.encode())
+    row, is_new = enter(log, submission(tmp_path, "a"), NONE)
+    assert (is_new, read_log(log)) == (True, [row])
+
+
+def test_columns_that_the_user_added_are_kept(tmp_path: Path) -> None:
+    """Also two without a name (Excel's trailing commas), a lone CR in a note, and a column that has no cell yet."""
+    log, first = tmp_path / "log.csv", submission(tmp_path, "a")
+    log.write_text("memo,time,file,sha256,members,oof_accuracy,oof_macro_f1,public,private,,\n")
+    enter(log, first, NONE)
+    lines = log.read_text().splitlines()
+    assert lines[0] == "time,file,sha256,members,oof_accuracy,oof_macro_f1,public,private,memo,,"
+    log.write_bytes(f'{lines[0]}\n{lines[1][:-2]}"my\r note",x,y\n'.encode())
+    enter(log, submission(tmp_path, "b", "id,answer\na,2\n"), NONE)
+    enter(log, first, NONE | {"public": 0.75})
+    header, *body = csv.reader(io.StringIO(log.read_bytes().decode(), newline=""))
+    assert header[-3:] == ["memo", "", ""]
+    assert [row[-4:] for row in body] == [["", "my\r note", "x", "y"], ["", "", "", ""]]
+    assert [row.public for row in read_log(log)] == [0.75, None]
 
 
 def rows(*pairs: tuple[float | None, float | None]) -> list[Submission]:
