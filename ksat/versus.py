@@ -46,8 +46,7 @@ class Comparison:
     def ahead_again(self, pair: Pair) -> tuple[float, float]:
         """The chances, by accuracy and by macro F1, that the better one is ahead on a half of the leaderboard as well."""
         place = {row.name: i for i, row in enumerate(self.rows)}
-        a, b = place[pair.better], place[pair.worse]
-        return ahead_again(self.boards.accuracy, a, b), ahead_again(self.boards.macro_f1, a, b)
+        return ahead_again(self.boards, place[pair.better], place[pair.worse])
 
 
 def compare(
@@ -192,7 +191,8 @@ def _pairs_table(found: Comparison) -> str:
     equal = ahead_again_if_equal(len(found.judged.questions), found.half)
     note = (
         f"ahead again: the chance that the better one here is ahead on a half of {found.half} questions of the leaderboard as well, the true "
-        f"difference drawn around the one seen here: the better of two equally good runs gets {equal:.2f} on average. p: exact McNemar."
+        f"difference drawn around the one seen here and one more passage against it: the better of two equally good runs gets {equal:.2f} on "
+        "average, or less. p: exact McNemar."
     )
     return f"{markdown_table(header, body, num_texts=2)}\n\n{note}"
 
