@@ -11,8 +11,10 @@ that gives what McNemar's exact test gives: the chance is 1 - p / 2.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ksat.metrics import macro_f1_scores, sum_by_group
 from ksat.predictions import FloatArray, IntArray, predicted_answers
@@ -89,7 +91,7 @@ def draw_boards(
     return Boards(accuracy, macro_f1, sums, *(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _confusion(times: FloatArray | IntArray, sums: FloatArray) -> FloatArray:
+def _confusion(times: NDArray[Any], sums: FloatArray) -> FloatArray:
     """(B, M, 25) confusion counts where every passage of sums (M, G, 25) is taken `times` (B, G) often."""
     return np.asarray(np.einsum("bg,mgc->bmc", times.astype(np.float64), sums, optimize=True))
 

@@ -17,7 +17,7 @@ from ksat.metrics import format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
-from ksat.standings import Judged, Pair, Row, compare_pairs, judge, part_metrics, ranking, recommend, uniform_row
+from ksat.standings import Judged, Pair, Row, baseline_rows, compare_pairs, judge, part_metrics, ranking, recommend
 from ksat.tables import markdown_table
 
 WIDTH = 9.0  # inches
@@ -29,7 +29,7 @@ class Comparison:
 
     Attributes:
         rows: the runs, the most accurate first.
-        uniform: guessing.
+        baselines: guesses that read nothing.
         pairs: every two of them.
         judged: the questions.
         half: questions in a half of the leaderboard.
@@ -37,7 +37,7 @@ class Comparison:
     """
 
     rows: tuple[Row, ...]
-    uniform: Row
+    baselines: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     judged: Judged
     half: int
@@ -95,7 +95,8 @@ def compare(
     ranked = ranking(rows)
     half = half or max(1, len(counts) // 2)
     boards = draw_boards([row.probs for row in ranked], judged.answers, judged.groups, num_questions=half)
-    return Comparison(tuple(ranked), uniform_row(judged), tuple(compare_pairs(rows, judged)), judged, half, boards)
+    pairs = tuple(compare_pairs(rows, judged))
+    return Comparison(tuple(ranked), tuple(baseline_rows(judged)), pairs, judged, half, boards)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -120,7 +121,7 @@ def _row(name: str, table: Any, judged: Judged) -> Row:
 
 def format_comparison(found: Comparison, *, pick: bool) -> str:
     """For the terminal: figures, breakdown, pairs, what is significant, and the two to select if asked."""
-    rows = [found.uniform, *found.rows]
+    rows = [*found.baselines, *found.rows]
     parts = [format_table([(row.name, row.metrics["all"]) for row in rows])]
     if len(found.judged.parts) > 1:
         parts.append(_breakdown(found))
@@ -128,7 +129,7 @@ def format_comparison(found: Comparison, *, pick: bool) -> str:
         parts.append(_pairs_table(found))
         if len(found.judged.parts) > 1:
             parts.append(_pairs_breakdown(found))
-    parts.append(recommend(found.rows, found.pairs, found.uniform))
+    parts.append(recommend(found.rows, found.pairs, found.baselines))
     parts += _same(found.rows)
     if pick:
         names = [row.name for row in found.rows]
@@ -157,7 +158,7 @@ def _breakdown(found: Comparison) -> str:
     names = [part for part in found.judged.parts if part != "all"]
     header = ["accuracy", *(f"{part} ({len(found.judged.parts[part])})" for part in names)]
     body = []
-    for row in [found.uniform, *found.rows]:
+    for row in [*found.baselines, *found.rows]:
         cells = []
         for part in names:
             accuracy = row.metrics[part].accuracy
@@ -254,8 +255,9 @@ def draw_comparison(path: Path, found: Comparison) -> None:
             capsize=3,
             color="C0",
         )
-    guess = found.uniform.metrics["all"].accuracy.value
-    top.axvline(guess, color="gray", linestyle=":", label=f"uniform guess, {guess:.3f}")
+    for row, style in zip(found.baselines, (":", "--"), strict=False):  # the second may be missing
+        guess = row.metrics["all"].accuracy.value
+        top.axvline(guess, color="gray", linestyle=style, label=f"{row.name}, {guess:.3f}")
     top.set(
         xlabel=f"accuracy on {len(found.judged.questions)} questions, 95 % interval", ylim=(-0.6, len(found.rows) - 0.4)
     )

@@ -1,6 +1,7 @@
 """Leaderboards: intervals that hold what they promise, halves against an enumeration, and the two to select."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_who_is_ahead_stays_ahead() -> None:
     assert np.all((drawn.macro_f1.half > 0.4) & (drawn.macro_f1.half < 1))
 
 
-def sure_of(leads: FloatArray) -> float:
+def sure_of(leads: NDArray[Any]) -> float:
     return float((leads > 1e-9).mean() + (np.abs(leads) <= 1e-9).mean() / 2)
 
 
