@@ -330,7 +330,7 @@ def metrics_report(
     """The table of every member and the blend on the gold answers, and what its intervals resample."""
     from dataclasses import replace
 
-    from ksat.metrics import compute_metrics, format_table, random_baseline
+    from ksat.metrics import baseline_metrics, compute_metrics, format_table
     from ksat.near_duplicates import groups_by_id
     from ksat.predictions import align_answers, is_competition_table, read_answers
     from ksat.questions import read_questions, read_table
@@ -339,7 +339,7 @@ def metrics_report(
     questions = read_questions(answers_path) if is_competition_table(read_table(answers_path)) else test
     keys = groups_by_id(questions or [])
     groups = [keys.get(row_id, row_id) for row_id in blended.ids]
-    rows = [("uniform guess", random_baseline(blended.num_choices, gold))]
+    rows = baseline_metrics(blended.num_choices, gold, groups)
     for member, table in zip(members, tables, strict=True):
         metrics = compute_metrics(table, gold, groups)
         rows.append((str(member.path), replace(metrics, log_loss=None) if member.label_only else metrics))

@@ -239,25 +239,23 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     from ksat.predictions import sizes_and_answers
     from ksat.questions import read_questions
     from ksat.standings import (
+        baseline_rows,
         compare_pairs,
         pairs_table,
-        position_row,
         ranking,
         recommend,
         standings_records,
         standings_table,
-        uniform_row,
     )
 
-    pairs, uniform = compare_pairs(rows, judged), uniform_row(judged)
-    baselines = [uniform]
+    pairs, positions = compare_pairs(rows, judged), None
     if settings.train:
         positions = count_positions(*sizes_and_answers(read_questions(settings.train, labelled=True)))
-        baselines.append(position_row(judged, positions))
+    baselines = baseline_rows(judged, positions)
     parts = [standings_table(rows, baselines)]
     if pairs:
         parts.append(pairs_table(pairs))
-    parts.append(recommend(rows, pairs, uniform))
+    parts.append(recommend(rows, pairs, baselines))
     text = "\n\n".join(parts)
     print(f"\n{text}")
     records = pd.DataFrame(standings_records([*rows, *baselines]))
@@ -266,7 +264,7 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     title = f"{len(judged.questions)} questions of {settings.questions.name}, {'fine-tuned' if settings.train else 'untuned'}"
     write_text(markdown, f"# {title}\n\n{text}\n")
     if ranking(rows):
-        _draw(args, picture, rows, uniform, title)
+        _draw(args, picture, rows, baselines[0], title)
     else:
         picture.unlink(missing_ok=True)  # an older one is not of these rows
     written = ", ".join(name for name in RESULTS if (settings.folder / name).exists())

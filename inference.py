@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
             write_predictions(outputs, predictions, report, before_done=lambda: Journal.remove(journal))
             print(f"wrote {paths.probs} and {paths.submission}: {len(predictions.ids)} questions")
     if gold is not None:
-        _print_metrics(predictions, questions, gold, run)
+        _print_metrics(predictions, questions, gold, run, shots)
 
 
 def _gold(args: argparse.Namespace, test: Path, questions: "list[Question]") -> "IntArray | None":
@@ -471,16 +471,21 @@ def _shots_at_most(asked: int, source: Path, pool: "list[Question]", questions: 
 
 
 def _print_metrics(
-    predictions: "Predictions", questions: "list[Question]", gold: "IntArray", run: "Run | None"
+    predictions: "Predictions",
+    questions: "list[Question]",
+    gold: "IntArray",
+    run: "Run | None",
+    shots: "tuple[Path, list[Question]] | None",
 ) -> None:
-    from ksat.metrics import MOST_FREQUENT, compute_metrics, format_table, position_probs, random_baseline
+    from ksat.metrics import baseline_metrics, compute_metrics, count_positions, format_table
     from ksat.near_duplicates import passage_groups
+    from ksat.predictions import sizes_and_answers
 
     groups = passage_groups(questions)
-    rows = [("uniform guess", random_baseline(predictions.num_choices, gold))]
-    if run and (positions := run.settings.get("answer_positions")):  # a soup's training rows are not known
-        by_position = position_probs(positions, predictions.num_choices)
-        rows.append((MOST_FREQUENT, compute_metrics(by_position, gold, groups)))
+    positions = run.settings.get("answer_positions") if run else None  # a soup's training rows are not known
+    if shots:
+        positions = count_positions(*sizes_and_answers(shots[1]))
+    rows = baseline_metrics(predictions.num_choices, gold, groups, positions)
     print(format_table([*rows, ("this model", compute_metrics(predictions.probs, gold, groups))]))
 
 

@@ -9,8 +9,8 @@ from ksat.errors import InputError
 from ksat.files import Outputs, read_json, text_writer, to_json
 from ksat.fitted_blend import FittedBlend, from_dict
 from ksat.fitting import METHODS, WORTH_IT, NestedGain, equal_blend, nested_gain
-from ksat.metrics import Metrics, compute_metrics, format_difference, format_table
-from ksat.predictions import FloatArray, IntArray
+from ksat.metrics import Metrics, baseline_metrics, compute_metrics, format_difference, format_table
+from ksat.predictions import FloatArray, IntArray, count_choices
 from ksat.provenance import provenance_from_dict, read_provenance, require_order
 
 
@@ -23,7 +23,7 @@ class BlendFit:
         equal: equal weights in the pool that fits, with temperatures fitted to all rows.
         fitted: temperatures and weights by the best method, fitted to all rows.
         gain: over equal weights, on rows not fitted to.
-        figures: of the members, then of equal weights and of every method on rows not fitted to.
+        figures: of guesses that read nothing, of the members, then of equal weights and of every method on rows not fitted to.
         calibrations: of the members, and of equal weights and the best method on rows not fitted to.
     """
 
@@ -59,11 +59,12 @@ def fit_members(
     gain = nested_gain(tables, answers, groups)
     named = [*((str(file), table) for file, table in zip(files, tables, strict=True)), ("equal weights", gain.equal)]
     fitted = [(f"fitted, {name}", table) for name, table in gain.tables.items()]
-    figures = tuple((name, compute_metrics(table, answers, groups)) for name, table in [*named, *fitted])
+    figures = baseline_metrics(count_choices(tables[0]), answers, groups)
+    figures += [(name, compute_metrics(table, answers, groups)) for name, table in [*named, *fitted]]
     named.append((f"fitted, {gain.method}", gain.fitted))
     calibrations = tuple((name, calibrate(table, answers)) for name, table in named)
     blends = equal_blend(tables, answers), METHODS[gain.method](tables, answers)
-    return BlendFit(tuple(files), *blends, gain, figures, calibrations)
+    return BlendFit(tuple(files), *blends, gain, tuple(figures), calibrations)
 
 
 def format_fit(fit: BlendFit) -> str:

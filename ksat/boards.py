@@ -2,13 +2,19 @@
 
 The labelled rows at hand are a sample. The half of a board is drawn in two steps: first what the runs are truly worth, as far as
 these rows tell (a Bayesian bootstrap over passages: Rubin 1981, https://doi.org/10.1214/aos/1176345338), then the half from there.
+
+Such a bootstrap knows no passage but those at hand: where all of the few that two runs answer otherwise speak for one of them, it never
+draws the other ahead. So one more passage is drawn along, not seen yet, and speaks against whoever of two is ahead. On a half without end
+that gives what McNemar's exact test gives: the chance is 1 - p / 2.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ksat.metrics import macro_f1_scores, sum_by_group
 from ksat.predictions import FloatArray, IntArray, predicted_answers
@@ -16,6 +22,7 @@ from ksat.questions import MAX_CHOICES
 
 NUM_DRAWS = 4000
 _ROUNDING = 1e-12  # scores closer than that are a tie
+_HITS = slice(None, None, MAX_CHOICES + 1)  # of 25 confusion counts those where the prediction is the gold answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +45,16 @@ class Boards:
     Attributes:
         accuracy: share of right answers.
         macro_f1: mean F1 of the answers.
+        passages: (M, G, 25) confusion counts (gold, predicted) of every run on every passage at hand.
+        seen: (draws, M, 25) the same of a half's passages that are among them.
+        unseen: (draws,) how often a half holds the passage that is not.
     """
 
     accuracy: Scores
     macro_f1: Scores
+    passages: FloatArray
+    seen: FloatArray
+    unseen: IntArray
 
 
 def draw_boards(
@@ -61,18 +74,39 @@ def draw_boards(
     num_groups = sums.shape[1]
     num_drawn = max(1, round(num_questions * num_groups / len(answers)))
     rng = np.random.default_rng(seed)
-    found: list[list[tuple[FloatArray, FloatArray]]] = [[], []]
+    found: list[list[FloatArray]] = [[], []]
+    parts: list[tuple[FloatArray, IntArray]] = []
     for size in _parts(num_groups):
         shares = rng.dirichlet(np.ones(num_groups), size=size)  # (B, G)
-        half = rng.multinomial(num_drawn, shares).astype(np.float64)
+        unseen = rng.binomial(
+            num_drawn, rng.beta(1, num_groups, size=size)
+        )  # so its share and theirs are Dirichlet(1, ..., 1)
+        seen = rng.multinomial(num_drawn - unseen, shares)
+        half = seen + rng.multinomial(unseen, shares)  # scores of single runs are about the passages at hand alone
+        parts.append((_confusion(seen, sums), unseen))
         for scores, times in zip(found, (shares, half), strict=True):
-            confusion = np.einsum("bg,mgc->bmc", times, sums, optimize=True)  # (B, M, 25)
-            square = confusion.reshape(-1, MAX_CHOICES, MAX_CHOICES)
-            hits = np.trace(square, axis1=1, axis2=2) / square.sum(axis=(1, 2))
-            shape = (size, len(tables))
-            scores.append((hits.reshape(shape), macro_f1_scores(square).reshape(shape)))
+            confusion = _confusion(times, sums)
+            scores.append(np.stack([measure(confusion) for measure in _MEASURES]))
     accuracy, macro_f1 = (Scores(*(np.concatenate([part[i] for part in each]) for each in found)) for i in range(2))
-    return Boards(accuracy, macro_f1)
+    return Boards(accuracy, macro_f1, sums, *(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _confusion(times: NDArray[Any], sums: FloatArray) -> FloatArray:
+    """(B, M, 25) confusion counts where every passage of sums (M, G, 25) is taken `times` (B, G) often."""
+    return np.asarray(np.einsum("bg,mgc->bmc", times.astype(np.float64), sums, optimize=True))
+
+
+def _accuracies(confusion: FloatArray) -> FloatArray:
+    """(B, M) of confusion counts (B, M, 25)."""
+    return np.asarray(confusion[..., _HITS].sum(axis=-1) / confusion.sum(axis=-1))
+
+
+def _macro_f1(confusion: FloatArray) -> FloatArray:
+    """(B, M) of confusion counts (B, M, 25)."""
+    return macro_f1_scores(confusion.reshape(-1, MAX_CHOICES, MAX_CHOICES)).reshape(confusion.shape[:-1])
+
+
+_MEASURES = (_accuracies, _macro_f1)
 
 
 def _parts(num_groups: int) -> Iterator[int]:
@@ -83,25 +117,50 @@ def _parts(num_groups: int) -> Iterator[int]:
         left -= part
 
 
-def ahead_again(scores: Scores, better: int, worse: int) -> float:
-    """The chance that who is ahead on the rows at hand is ahead on the half of a board as well; a tie there counts half.
+def ahead_again(boards: Boards, one: int, other: int) -> tuple[float, float]:
+    """The chances, by accuracy and by macro F1, that `one` is ahead of `other` on the half of a board; a tie there counts half.
+
+    Whoever is ahead on the rows at hand gets 0.5 at least; both get 0.5 where neither is.
 
     Args:
-        scores: of the runs on drawn boards.
-        better: index of the one.
-        worse: index of the other.
+        boards: drawn.
+        one: index of a run.
+        other: index of another.
     """
-    difference = scores.half[:, better] - scores.half[:, worse]
-    return float(np.mean(difference > _ROUNDING) + np.mean(np.abs(difference) <= _ROUNDING) / 2)
+    by_accuracy, by_macro_f1 = (_ahead(boards, one, other, measure) for measure in _MEASURES)
+    return by_accuracy, by_macro_f1
+
+
+def _ahead(boards: Boards, one: int, other: int, measure: Callable[[FloatArray], FloatArray]) -> float:
+    passages = boards.passages[[one, other]]  # (2, G, 25)
+    lead = _leads(passages.sum(axis=1)[None], measure)[0]
+    if abs(lead) <= _ROUNDING:
+        return 0.5
+    if lead < 0:
+        return 1 - _ahead(boards, other, one, measure)
+    # The unseen passage is like those that the one ahead answers better, with the two runs exchanged.
+    apart = passages[0] - passages[1]
+    speaks = apart[:, _HITS].sum(axis=1) > 0
+    if not speaks.any():  # ahead by macro F1 alone
+        speaks = apart.any(axis=1)
+    against = passages[::-1, speaks].mean(axis=1)  # (2, 25)
+    leads = _leads(boards.seen[:, [one, other]] + boards.unseen[:, None, None] * against, measure)
+    return max(0.5, float(np.mean(leads > _ROUNDING) + np.mean(np.abs(leads) <= _ROUNDING) / 2))
+
+
+def _leads(confusion: FloatArray, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """(B,) by how much the first of two runs is ahead, by confusion counts (B, 2, 25)."""
+    scores = measure(confusion)
+    return np.asarray(scores[:, 0] - scores[:, 1])
 
 
 def ahead_again_if_equal(num_questions: int, half: int) -> float:
-    """What ahead_again gives the better of two equally good runs on average, 0.5 to 1: the figure that says nothing.
+    """What ahead_again gives the better of two equally good runs on average, 0.5 to 1, at most: the figure that says nothing.
 
     The gap seen on the rows at hand is chance, but the boards are drawn around it. In squared standard errors of the rows it has
     variance 1, and the half's gap 1 from it, 1 of the drawn truth around it, and num_questions / half of its own. The two correlate
-    by r = 1 / sqrt(2 + num_questions / half), and have one sign with probability 1/2 + arcsin(r) / pi (Sheppard 1899). Ties are left
-    out, which makes it a little too high where the runs seldom differ.
+    by r = 1 / sqrt(2 + num_questions / half), and have one sign with probability 1/2 + arcsin(r) / pi (Sheppard 1899). Runs that seldom
+    differ get less, since the unseen passage weighs more among few.
 
     Args:
         num_questions: compared.

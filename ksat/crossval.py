@@ -19,11 +19,11 @@ from ksat.folds import assign_folds
 from ksat.kinds import find_kind
 from ksat.metrics import (
     MOST_FREQUENT,
+    UNIFORM,
     Metrics,
     compute_metrics,
-    count_positions,
     format_table,
-    position_probs,
+    held_out_position_probs,
     random_baseline,
 )
 from ksat.near_duplicates import passage_groups
@@ -260,12 +260,9 @@ def fold_metrics(
     answers: IntArray = np.array([question.answer_index + 1 for question in questions], dtype=np.int64)
     groups = passage_groups(questions)
     kinds = np.array([find_kind(question) for question in questions])
-    sizes, own = predictions.num_choices, np.array(folds)
-    by_position = np.empty_like(predictions.probs)
-    for fold in set(folds):
-        others = own != fold
-        by_position[~others] = position_probs(count_positions(sizes[others], answers[others]), sizes[~others])
-    rows = [("uniform guess", random_baseline(sizes, answers))]
+    sizes = predictions.num_choices
+    by_position = held_out_position_probs(sizes, answers, np.array(folds))
+    rows = [(UNIFORM, random_baseline(sizes, answers))]
     rows.append((MOST_FREQUENT, compute_metrics(by_position, answers, groups)))
     rows.append(("out of fold", compute_metrics(predictions.probs, answers, groups)))
     for kind in ("reading", "knowledge"):

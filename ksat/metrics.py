@@ -28,7 +28,8 @@ _CELLS_AT_ONCE = 4_000_000  # resamples x passages held in memory: 32 MB
 _LABELS = MAX_CHOICES
 _CHOICES = 500  # resamples on which a best table is chosen
 SCALE_RANGE = 0.01, 1000.0  # where fit_scale searches
-MOST_FREQUENT = "most frequent position"  # in tables, of position_probs
+UNIFORM, MOST_FREQUENT = "uniform guess", "most frequent position"  # in tables, the baselines that read nothing
+POSITION_FOLDS = 5  # in which the most frequent position is counted where no training rows are known
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,59 @@ def position_probs(positions: Mapping[str, Sequence[int]], num_choices: IntArray
         counts = np.array(positions.get(str(size), [0] * size)) + 1
         probs[num_choices == size, :size] = counts / counts.sum()
     return probs
+
+
+def held_out_position_probs(num_choices: IntArray, answers: IntArray, folds: IntArray) -> FloatArray:
+    """(N, 5) of position_probs, for the rows of every fold (N,) counted on the rows of the others."""
+    probs = np.full((len(answers), _LABELS), np.nan)
+    for fold in np.unique(folds):
+        own = folds == fold
+        probs[own] = position_probs(count_positions(num_choices[~own], answers[~own]), num_choices[own])
+    return probs
+
+
+def position_baseline(
+    num_choices: IntArray,
+    answers: IntArray,
+    groups: Sequence[str],
+    positions: Mapping[str, Sequence[int]] | None = None,
+) -> FloatArray | None:
+    """(N, 5) of position_probs for labelled rows, by the training rows where they are known, else out of fold by these very rows.
+
+    Args:
+        num_choices: (N,) of the rows.
+        answers: (N,) gold answers, counted from 1.
+        groups: (N,) passage keys; a passage lies in one fold.
+        positions: of count_positions, on the training rows; None where they are not known.
+
+    Returns:
+        None where the training rows are not known and there are fewer passages than folds.
+    """
+    from sklearn.model_selection import GroupKFold  # a second to import
+
+    if positions:
+        return position_probs(positions, num_choices)
+    if len(set(groups)) < POSITION_FOLDS:
+        return None
+    folds = np.zeros(len(answers), dtype=np.int64)
+    splitter = GroupKFold(POSITION_FOLDS, shuffle=True, random_state=0)
+    for fold, (_, held_out) in enumerate(splitter.split(answers, groups=np.asarray(groups))):
+        folds[held_out] = fold
+    return held_out_position_probs(num_choices, answers, folds)
+
+
+def baseline_metrics(
+    num_choices: IntArray,
+    answers: IntArray,
+    groups: Sequence[str],
+    positions: Mapping[str, Sequence[int]] | None = None,
+) -> list[tuple[str, Metrics]]:
+    """The first rows of a table: what guesses that read nothing are worth. For the arguments see position_baseline."""
+    rows = [(UNIFORM, random_baseline(num_choices, answers))]
+    by_position = position_baseline(num_choices, answers, groups, positions)
+    if by_position is not None:
+        rows.append((MOST_FREQUENT, compute_metrics(by_position, answers, groups)))
+    return rows
 
 
 def paired_difference(

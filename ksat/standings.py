@@ -16,11 +16,12 @@ from ksat.folds import split_validation
 from ksat.kinds import find_kind
 from ksat.metrics import (
     MOST_FREQUENT,
+    UNIFORM,
     Estimate,
     Metrics,
     compute_metrics,
     paired_difference,
-    position_probs,
+    position_baseline,
     random_baseline,
 )
 from ksat.near_duplicates import passage_groups
@@ -132,24 +133,22 @@ def part_metrics(probs: FloatArray, judged: Judged) -> dict[str, Metrics]:
     }
 
 
-def uniform_row(judged: Judged) -> Row:
-    """What guessing is worth on the same rows."""
+def baseline_rows(judged: Judged, positions: Mapping[str, Sequence[int]] | None = None) -> list[Row]:
+    """What guesses that read nothing are worth on the same rows: uniform ones, then the most frequent position.
+
+    Args:
+        judged: questions and answers.
+        positions: of ksat.metrics.count_positions, on the rows that were trained on; None: see ksat.metrics.position_baseline.
+    """
     counts = np.array([question.num_choices for question in judged.questions])
     metrics = {
         part: random_baseline(counts[list(rows)], judged.answers[list(rows)]) for part, rows in judged.parts.items()
     }
-    return Row("uniform guess", "", metrics, None, None, None, None, np.zeros((0, 5)))
-
-
-def position_row(judged: Judged, positions: Mapping[str, Sequence[int]]) -> Row:
-    """What the most frequent position of the training rows is worth.
-
-    Args:
-        judged: questions and answers.
-        positions: of ksat.metrics.count_positions, on the rows that were trained on.
-    """
-    probs = position_probs(positions, np.array([question.num_choices for question in judged.questions]))
-    return Row(MOST_FREQUENT, "", part_metrics(probs, judged), None, None, None, None, np.zeros((0, 5)))
+    found = {UNIFORM: metrics}
+    by_position = position_baseline(counts, judged.answers, judged.groups, positions)
+    if by_position is not None:
+        found[MOST_FREQUENT] = part_metrics(by_position, judged)
+    return [Row(name, "", each, None, None, None, None, np.zeros((0, 5))) for name, each in found.items()]
 
 
 def read_leaderboard(path: Path) -> dict[str, tuple[float | None, float | None]]:
@@ -216,8 +215,8 @@ def ranking(rows: Sequence[Row]) -> list[Row]:
     return sorted((row for row in rows if row.metrics), key=lambda row: -row.metrics["all"].accuracy.value)
 
 
-def recommend(rows: Sequence[Row], pairs: Sequence[Pair], uniform: Row) -> str:
-    """One sentence: which base to take, what is significant, and what is not."""
+def recommend(rows: Sequence[Row], pairs: Sequence[Pair], baselines: Sequence[Row]) -> str:
+    """One sentence: which base to take, what is significant, and what is not; beside the better of the baselines."""
     ranked = ranking(rows)
     if not ranked:
         return "No base could be scored; the reasons stand in the table."
@@ -225,9 +224,10 @@ def recommend(rows: Sequence[Row], pairs: Sequence[Pair], uniform: Row) -> str:
     accuracy = best.metrics["all"].accuracy
     low = f" [{accuracy.low:.3f}, {accuracy.high:.3f}]" if accuracy.low is not None else ""
     said = f"{best.name} answers best, {accuracy.value:.3f}{low} of {best.metrics['all'].num_questions} questions"
-    guess = uniform.metrics["all"].accuracy.value
-    if accuracy.low is not None and accuracy.low <= guess:
-        said += f", which a uniform guess ({guess:.3f}) may reach as well"
+    guess = max(baselines, key=lambda row: row.metrics["all"].accuracy.value)
+    reached = guess.metrics["all"].accuracy.value
+    if accuracy.low is not None and accuracy.low <= reached:
+        said += f", which the {guess.name} ({reached:.3f}) may reach as well"
     if len(ranked) == 1:
         return f"{said}; nothing to compare it with."
     against = [pair for pair in pairs if pair.better == best.name]

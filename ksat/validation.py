@@ -17,6 +17,7 @@ from ksat.language_model import LanguageModel
 from ksat.metrics import (
     MOST_FREQUENT,
     SCALE_RANGE,
+    UNIFORM,
     Metrics,
     compute_metrics,
     fit_scale,
@@ -189,7 +190,7 @@ class Validation:
             raw, control = (self._metrics(choice_probs(scores, scale)) for scale in (1.0, fitted or 1.0))
             baseline = random_baseline(self.num_choices, self.answers)
             by_position = self._metrics(position_probs(self.positions, self.num_choices))
-            rows = [("uniform guess", baseline), (MOST_FREQUENT, by_position), ("untuned base", raw)]
+            rows = [(UNIFORM, baseline), (MOST_FREQUENT, by_position), ("untuned base", raw)]
             rows += [(f"untuned base, scale {fitted:.2f}", control)] if fitted else []
             print(f"\nvalidation before the first step\n{format_table(rows)}\n", flush=True)
             self.progress |= {
@@ -202,10 +203,16 @@ class Validation:
                 )
             }
         found = self._metrics_elsewhere()
-        for part, _ in self.elsewhere:
-            uniform, untuned = random_baseline(*sizes_and_answers(part.questions)), found[part.name]
-            self.progress["elsewhere"][part.name] = {"control": untuned.to_dict(), "random": uniform.to_dict()}
-            rows = [("uniform guess", uniform), ("untuned base", untuned)]
+        for part, judge in self.elsewhere:
+            sizes, answers = sizes_and_answers(part.questions)
+            baseline, untuned = random_baseline(sizes, answers), found[part.name]
+            by_position = judge(position_probs(self.positions, sizes))
+            self.progress["elsewhere"][part.name] = {
+                "control": untuned.to_dict(),
+                "random": baseline.to_dict(),
+                "most_frequent_position": by_position.to_dict(),
+            }
+            rows = [(UNIFORM, baseline), (MOST_FREQUENT, by_position), ("untuned base", untuned)]
             print(f"{part.name}, which chooses nothing\n{format_table(rows)}\n", flush=True)
         if fitted and fitted < 1:
             print("the untuned scores say next to nothing about these rows: training and inference use scale 1\n")

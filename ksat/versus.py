@@ -17,7 +17,7 @@ from ksat.metrics import format_table, paired_difference
 from ksat.picture import use_fonts
 from ksat.predictions import align_answers, is_competition_table, predicted_answers, read_answers, read_probs
 from ksat.questions import read_questions, read_table
-from ksat.standings import Judged, Pair, Row, compare_pairs, judge, part_metrics, ranking, recommend, uniform_row
+from ksat.standings import Judged, Pair, Row, baseline_rows, compare_pairs, judge, part_metrics, ranking, recommend
 from ksat.tables import markdown_table
 
 WIDTH = 9.0  # inches
@@ -29,7 +29,7 @@ class Comparison:
 
     Attributes:
         rows: the runs, the most accurate first.
-        uniform: guessing.
+        baselines: guesses that read nothing.
         pairs: every two of them.
         judged: the questions.
         half: questions in a half of the leaderboard.
@@ -37,7 +37,7 @@ class Comparison:
     """
 
     rows: tuple[Row, ...]
-    uniform: Row
+    baselines: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     judged: Judged
     half: int
@@ -46,8 +46,7 @@ class Comparison:
     def ahead_again(self, pair: Pair) -> tuple[float, float]:
         """The chances, by accuracy and by macro F1, that the better one is ahead on a half of the leaderboard as well."""
         place = {row.name: i for i, row in enumerate(self.rows)}
-        a, b = place[pair.better], place[pair.worse]
-        return ahead_again(self.boards.accuracy, a, b), ahead_again(self.boards.macro_f1, a, b)
+        return ahead_again(self.boards, place[pair.better], place[pair.worse])
 
 
 def compare(
@@ -96,7 +95,8 @@ def compare(
     ranked = ranking(rows)
     half = half or max(1, len(counts) // 2)
     boards = draw_boards([row.probs for row in ranked], judged.answers, judged.groups, num_questions=half)
-    return Comparison(tuple(ranked), uniform_row(judged), tuple(compare_pairs(rows, judged)), judged, half, boards)
+    pairs = tuple(compare_pairs(rows, judged))
+    return Comparison(tuple(ranked), tuple(baseline_rows(judged)), pairs, judged, half, boards)
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -121,7 +121,7 @@ def _row(name: str, table: Any, judged: Judged) -> Row:
 
 def format_comparison(found: Comparison, *, pick: bool) -> str:
     """For the terminal: figures, breakdown, pairs, what is significant, and the two to select if asked."""
-    rows = [found.uniform, *found.rows]
+    rows = [*found.baselines, *found.rows]
     parts = [format_table([(row.name, row.metrics["all"]) for row in rows])]
     if len(found.judged.parts) > 1:
         parts.append(_breakdown(found))
@@ -129,7 +129,7 @@ def format_comparison(found: Comparison, *, pick: bool) -> str:
         parts.append(_pairs_table(found))
         if len(found.judged.parts) > 1:
             parts.append(_pairs_breakdown(found))
-    parts.append(recommend(found.rows, found.pairs, found.uniform))
+    parts.append(recommend(found.rows, found.pairs, found.baselines))
     parts += _same(found.rows)
     if pick:
         names = [row.name for row in found.rows]
@@ -158,7 +158,7 @@ def _breakdown(found: Comparison) -> str:
     names = [part for part in found.judged.parts if part != "all"]
     header = ["accuracy", *(f"{part} ({len(found.judged.parts[part])})" for part in names)]
     body = []
-    for row in [found.uniform, *found.rows]:
+    for row in [*found.baselines, *found.rows]:
         cells = []
         for part in names:
             accuracy = row.metrics[part].accuracy
@@ -192,7 +192,8 @@ def _pairs_table(found: Comparison) -> str:
     equal = ahead_again_if_equal(len(found.judged.questions), found.half)
     note = (
         f"ahead again: the chance that the better one here is ahead on a half of {found.half} questions of the leaderboard as well, the true "
-        f"difference drawn around the one seen here: the better of two equally good runs gets {equal:.2f} on average. p: exact McNemar."
+        f"difference drawn around the one seen here and one more passage against it: the better of two equally good runs gets {equal:.2f} on "
+        "average, or less. p: exact McNemar."
     )
     return f"{markdown_table(header, body, num_texts=2)}\n\n{note}"
 
@@ -254,8 +255,9 @@ def draw_comparison(path: Path, found: Comparison) -> None:
             capsize=3,
             color="C0",
         )
-    guess = found.uniform.metrics["all"].accuracy.value
-    top.axvline(guess, color="gray", linestyle=":", label=f"uniform guess, {guess:.3f}")
+    for row, style in zip(found.baselines, (":", "--"), strict=False):  # the second may be missing
+        guess = row.metrics["all"].accuracy.value
+        top.axvline(guess, color="gray", linestyle=style, label=f"{row.name}, {guess:.3f}")
     top.set(
         xlabel=f"accuracy on {len(found.judged.questions)} questions, 95 % interval", ylim=(-0.6, len(found.rows) - 0.4)
     )

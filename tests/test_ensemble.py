@@ -127,6 +127,22 @@ def test_metrics_with_passages_from_the_answers(folder: Path, capsys: pytest.Cap
     assert "95 % intervals resample 3 passages." in output
 
 
+def test_metrics_name_the_most_frequent_position(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted out of fold on the answers at hand: nine of ten are 1, and the best member is no better than that."""
+    ids = [f"r{row}" for row in range(40)]
+    write_labels(folder / "skewed.csv", ids, [1 + (row % 10 == 0) for row in range(40)])
+    write_probs(folder / "ones.csv", Predictions(tuple(ids), np.tile([0.6, 0.1, 0.1, 0.1, 0.1], (40, 1))))
+    ensemble.main(["ones.csv", "--out", "m", "--answers", "skewed.csv"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        "uniform guess",
+        "most frequent position",
+        "ones.csv",
+        "blend",
+    ]
+    assert all("0.900 [" in line for line in lines[3:])
+
+
 def test_metrics_with_passages_from_the_test_or_single_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ensemble.main(["a.probs.csv", "--out", "m", "--test", "test.csv", "--answers", "labels.csv"])
     assert "95 % intervals resample 3 passages." in capsys.readouterr().out

@@ -78,7 +78,13 @@ def test_scores_are_those_of_inference_and_done_ones_are_kept(
     inference.main(["--base", str(base_folder()), "--test", "valid.csv", "--out", "out/alone", *CPU])
     assert (folder / f"{slug}.probs.csv").read_bytes() == Path("out/alone.probs.csv").read_bytes()
     found = records("valid")
-    assert list(found) == [str(base_folder()), f"{base_folder('llama')}:nf4", "nobody/nothing", "uniform guess"]
+    assert list(found) == [
+        str(base_folder()),
+        f"{base_folder('llama')}:nf4",
+        "nobody/nothing",
+        "uniform guess",
+        "most frequent position",
+    ]
     gold = {question.id: question.answer for question in make_questions(12, first=40)}
     probs = read_probs(Path("out/alone.probs.csv"))
     right = sum(max(range(len(p)), key=p.__getitem__) + 1 == gold[row_id] for row_id, p in probs.items())

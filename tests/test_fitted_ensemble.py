@@ -61,6 +61,8 @@ def test_a_poor_member_under_three_names_counts_once_and_that_is_worth_it(
     assert found["recommended"] == "fitted"
     assert "verdict: worth it; --apply takes the fitted weights" in out
     assert "| equal weights " in out
+    names = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+    assert names[2:5] == ["uniform guess", "most frequent position", "good-oof.probs.csv"]
     assert out.count("| fitted, ") == 7  # six ways, and the calibration of the best
     assert f"best of 6 on rows not fitted to: {found['gain']['method']}; minus equal weights, less what choosing" in out
     assert f"{found['gain']['changed_answers']} of 240 answers change" in out

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from ksat.metrics import (
     Estimate,
     Metrics,
+    baseline_metrics,
     compute_metrics,
     count_positions,
     fit_scale,
     format_table,
+    held_out_position_probs,
     paired_difference,
     position_probs,
     random_baseline,
@@ -171,6 +173,36 @@ def test_metrics_refuse_rows_that_do_not_match(answers: IntArray) -> None:
         compute_metrics(PROBS, answers, ALONE)
     with pytest.raises(ValueError, match="expected as many"):
         random_baseline(np.array([4, 4]), answers)
+
+
+def test_positions_are_counted_on_the_rows_of_other_folds() -> None:
+    """Three folds of two rows of four choices: the others' most frequent answer, each count one larger."""
+    answers, folds = np.array([1, 1, 2, 2, 3, 2]), np.array([0, 0, 1, 1, 2, 2])
+    probs = held_out_position_probs(np.full(6, 4), answers, folds)
+    assert probs[0, :4].tolist() == pytest.approx([1 / 8, 4 / 8, 2 / 8, 1 / 8])
+    assert probs[2, :4].tolist() == pytest.approx([3 / 8, 2 / 8, 2 / 8, 1 / 8])
+    assert np.isnan(probs[:, 4]).all()
+    assert (probs[::2] == probs[1::2])[:, :4].all()
+
+
+def test_the_baselines_of_a_table() -> None:
+    """Passages stay whole: one whose rows alone have the answer 3 is not told of it by its own rows."""
+    answers = np.array([1, 2] * 20 + [3] * 60)
+    groups = [*(str(row) for row in range(40)), *["one"] * 60]
+    (name, uniform), (other, by_position) = baseline_metrics(np.full(100, 4), answers, groups)
+    assert (name, other) == ("uniform guess", "most frequent position")
+    assert uniform.accuracy.value == 0.25 and uniform.accuracy.low is None
+    assert by_position.accuracy.value < 0.1  # a few of the 1s and 2s in its fold
+    assert by_position.num_groups == 41
+    shuffled = np.random.default_rng(0).permutation(100)
+    again = baseline_metrics(np.full(100, 4), answers[shuffled], [groups[row] for row in shuffled])
+    assert again[1][1].log_loss is not None and by_position.log_loss is not None
+    assert again[1][1].log_loss.value == pytest.approx(by_position.log_loss.value)
+    known = baseline_metrics(np.full(100, 4), answers, groups, {"4": [0, 0, 7, 0]})
+    assert known[1][1].accuracy.value == 0.6
+    assert len(baseline_metrics(np.full(100, 4), answers, [str(row % 4) for row in range(100)])) == 1
+    assert len(baseline_metrics(np.full(100, 4), answers, [str(row % 5) for row in range(100)])) == 2
+    assert len(baseline_metrics(np.full(4, 4), answers[:4], ["x"] * 4, {"4": [1, 0, 0, 0]})) == 2
 
 
 def test_random_baseline_is_exact_where_it_can_be() -> None:

@@ -23,6 +23,9 @@ import train
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, exit_code
 from ksat.files import file_sha256, read_json
 from ksat.identity import identify_base
+from ksat.metrics import baseline_metrics, count_positions
+from ksat.near_duplicates import passage_groups
+from ksat.predictions import sizes_and_answers
 from ksat.questions import passage_key, read_questions
 from ksat.runs import write_settings
 
@@ -254,6 +257,20 @@ def test_metrics_are_printed_for_answers_and_for_labelled_input(
     assert printed.count("uniform guess") == printed.count("most frequent position") == 2
     assert printed.count("this model") == 2
     assert (tmp_path / "a.probs.csv").read_bytes() == (tmp_path / "b.probs.csv").read_bytes()
+    rows = []
+    for name, flags in (
+        ("c", []),
+        ("d", ["--shots", "1"]),
+    ):  # of the answers themselves, out of fold; of the shots' file
+        run_inference("--base", str(base_folder()), *flags, "--test", "data/answers.csv", "--out", str(tmp_path / name))
+        rows += [line for line in capsys.readouterr().out.splitlines() if line.startswith("| most frequent position")]
+    known = count_positions(*sizes_and_answers(read_questions("data/train.csv")))
+    questions = read_questions("data/answers.csv")
+    sizes, gold = sizes_and_answers(questions)
+    for row, positions in zip(rows, (None, known), strict=True):
+        expected = baseline_metrics(sizes, gold, passage_groups(questions), positions)[1][1]
+        assert f" {expected.accuracy.value:.3f} [" in row and f" {expected.log_loss.value:.3f} [" in row  # type: ignore[union-attr]
+    assert rows[0] != rows[1]
 
 
 def test_the_training_example_is_shown_with_what_is_supervised(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Standings by hand: halves that keep passages together, pairs, and a recommendation that says what is significant."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,17 @@ from ksat.questions import Question, passage_key
 from ksat.standings import (
     Judged,
     Row,
+    baseline_rows,
     compare_pairs,
     judge,
     make_row,
     pairs_table,
-    position_row,
+    part_metrics,
     ranking,
     read_leaderboard,
     recommend,
     standings_records,
     standings_table,
-    uniform_row,
 )
 
 QUESTIONS = [
@@ -94,8 +95,8 @@ def test_figures_by_hand(rows: list[Row], judged: Judged) -> None:
     assert top.metrics["reading"].accuracy.value == sum(i < 90 for i in judged.parts["reading"]) / 60
     assert (top.public, top.private, top.peak_gib, top.questions_per_second) == (0.77, 0.74, 9.0, 2.5)
     assert (gone.metrics, gone.reason) == ({}, "no access")
-    assert uniform_row(judged).metrics["all"].accuracy.value == 0.25
-    by_position = position_row(judged, {"4": [5, 0, 9, 0]})  # every fourth answer is 3
+    uniform, by_position = baseline_rows(judged, {"4": [5, 0, 9, 0]})  # every fourth answer is 3
+    assert uniform.metrics["all"].accuracy.value == 0.25
     assert by_position.metrics["all"].accuracy.value == 0.25
     assert by_position.metrics.keys() == judged.parts.keys()
     assert [row.name for row in ranking(rows)] == ["top", "near", "low"]
@@ -116,27 +117,50 @@ def test_pairs_by_hand(rows: list[Row], judged: Judged) -> None:
 
 
 def test_the_recommendation_says_what_is_significant(rows: list[Row], judged: Judged) -> None:
-    uniform = uniform_row(judged)
-    text = recommend(rows, compare_pairs(rows, judged), uniform)
+    baselines = baseline_rows(judged)
+    text = recommend(rows, compare_pairs(rows, judged), baselines)
     assert text.startswith("top answers best, 0.750 [")
     assert "significantly better than low (McNemar" in text
     assert "not distinguishable from near" in text
     assert "of those near takes less memory (1.0 against 9.0 GiB)" in text
     assert text.count(".") == text.count("0.") + text.count("1.0") + text.count("9.0 ") + 1  # one sentence
-    assert "uniform guess" not in text
-    alone = recommend(rows[:1], [], uniform)
+    assert "may reach as well" not in text
+    alone = recommend(rows[:1], [], baselines)
     assert alone.endswith("nothing to compare it with.")
-    assert recommend(rows[3:], [], uniform).startswith("No base could be scored")
+    assert recommend(rows[3:], [], baselines).startswith("No base could be scored")
     guess = make_row(outcome("poor", 32), judged, {})
-    assert "which a uniform guess (0.250) may reach as well" in recommend([guess], [], uniform)
+    assert "which the uniform guess (0.250) may reach as well" in recommend([guess], [], baselines)
+
+
+def test_the_better_of_both_guesses_is_what_a_base_must_beat() -> None:
+    """Half of the answers are 2: 0.42 is far above a uniform guess, and no more than always the same answer."""
+    skewed = [replace(question, answer=2 if i % 4 < 2 else i % 4 + 1) for i, question in enumerate(QUESTIONS)]
+    found = judge(skewed, {question.id: question.answer_index + 1 for question in skewed})
+    uniform, by_position = baseline_rows(found)
+    assert by_position.name == "most frequent position"
+    assert by_position.metrics["all"].accuracy.value == 0.5
+    assert by_position.metrics["knowledge"].accuracy.value == 0.0  # whose answers are 3 and 4
+    probs = np.full((120, 5), np.nan)
+    probs[:, :4] = 0.1
+    for i, answer in enumerate(found.answers):
+        probs[i, (answer - 1 + (i % 12 >= 5)) % 4] = 0.7  # right in 5 of 12
+    row = Row("poor", "", part_metrics(probs, found), None, None, None, None, probs)
+    accuracy = row.metrics["all"].accuracy
+    assert accuracy.low is not None and 0.25 < accuracy.low < 0.5
+    for baselines in ([uniform, by_position], [by_position, uniform]):
+        assert "which the most frequent position (0.500) may reach as well" in recommend([row], [], baselines)
+    assert "may reach" not in recommend([row], [], [uniform])
+    few = judge(skewed[:8], {question.id: question.answer_index + 1 for question in skewed})
+    assert [row.name for row in baseline_rows(few)] == ["uniform guess"]  # four passages for five folds
 
 
 def test_tables_hold_every_row(rows: list[Row], judged: Judged) -> None:
-    text = standings_table(rows, [uniform_row(judged)])
+    uniform = baseline_rows(judged)[0]
+    text = standings_table(rows, [uniform])
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert names == ["base", "-" * 13, "uniform guess", "top", "near", "low"]
     assert text.endswith("gone: not scored (no access)")
-    by_name = {record["base"]: record for record in standings_records([*rows, uniform_row(judged)])}
+    by_name = {record["base"]: record for record in standings_records([*rows, uniform])}
     assert by_name["top"]["accuracy_all"] == 0.75
     assert by_name["top"]["accuracy_all_low"] < 0.75 < by_name["top"]["accuracy_all_high"]
     assert by_name["gone"]["accuracy_all"] is None

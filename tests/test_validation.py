@@ -134,14 +134,18 @@ def test_rows_of_other_files_are_told_apart_choose_nothing_and_are_warned_of(
         "score_by": "label",
         "pack_tokens": 300,
         "patience": 5,
-        "positions": {},
+        "positions": {"4": [0, 0, 9, 0], "5": [0, 0, 9, 0, 0]},
     }
     model = mock.Mock()
     monkeypatch.setattr(Validation, "_save_adapter", lambda _, folder: folder.mkdir())
     part = HeldOut("other.csv", others, others)  # type: ignore[arg-type]  # what is encoded is only scored
     validation = Validation(model, own, own, **known, elsewhere=[part])  # type: ignore[arg-type]
     validation.control()
-    assert "other.csv, which chooses nothing" in capsys.readouterr().out
+    table = capsys.readouterr().out.split("other.csv, which chooses nothing")[1]
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert names[2:] == ["uniform guess", "most frequent position", "untuned base"]
+    by_position = validation.progress["elsewhere"]["other.csv"]["most_frequent_position"]
+    assert by_position["accuracy"]["value"] == np.mean([question.answer == 3 for question in others])
     for now in (1, 2):
         validation.after_epoch(now)
         assert f"epoch {now}, other.csv" in capsys.readouterr().out
