@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Compares, prints, and writes with --out."""
     args = build_parser().parse_args(argv)
-    from ksat.files import claim_outputs, remove_all, require_name
+    from ksat.files import claim_outputs, remove_all, require_name, require_no_input
     from ksat.versus import format_comparison
 
     if args.pick_two and len(args.runs) < 2:
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         names = [*of_pairs, *names]
     paths = [folder / name for name in names]
     inputs = [*args.runs, args.answers, args.questions, kinds_file(args.kinds)]
+    require_no_input([folder / name for name in of_pairs], inputs, "--out")  # of one run the older ones are removed
     with claim_outputs(paths, inputs=inputs, overwrite=args.overwrite, command=vars(args)) as outputs:
         found = _compare(args)
         text = format_comparison(found, pick=args.pick_two)

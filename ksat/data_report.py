@@ -11,8 +11,8 @@ import pandas as pd
 
 from ksat.calibration import fit_temperature, tempered
 from ksat.encoding import Encoder
-from ksat.errors import bad_rows
-from ksat.files import claim_outputs, remove_all, text_writer
+from ksat.errors import InputError, bad_rows
+from ksat.files import claim_outputs, text_writer
 from ksat.flags import kinds_file
 from ksat.kinds import find_kind
 from ksat.metrics import count_positions
@@ -262,7 +262,8 @@ def write_report(
         overwrite: replace a report that is there.
 
     Raises:
-        InputError: a file can't be read, a report is there, or `oof` has rows that are no labelled ones of the first file.
+        InputError: a file can't be read, a report is there, or suspicious labels which this one does not replace, or `oof` has rows that
+            are no labelled ones of the first file.
     """
     report_path = folder / f"{files[0].stem}.md"
     suspects_path = folder / f"{files[0].stem}-suspicious.csv"
@@ -276,7 +277,10 @@ def write_report(
         command=command,
         flag="--train file",
     ) as outputs:
-        stale = [suspects_path] if outputs.are_ours and oof is None else []
+        if oof is None and suspects_path.exists():  # it may hold a reader's remarks, and is not of this report
+            raise InputError(
+                f"{suspects_path}: is of a report with --oof, and this one is without; give --oof, or move the file away"
+            )
         tables = [(path, read_questions(path, kinds=kinds)[:limit]) for path in [*files, *([test] if test else [])]]
         text, duplicates = report(tables, encoder, base)
         writers = [_table_writer(duplicates)]
@@ -284,7 +288,7 @@ def write_report(
             suspects, told = _suspects(oof, files[0], tables[0][1])
             text += told
             writers.insert(0, _table_writer(suspects))
-        outputs.write([*writers, text_writer(text)], before_done=lambda: remove_all(stale))
+        outputs.write([*writers, text_writer(text)])
     print(f"{text}\nwrote {' and '.join(map(str, reversed(paths)))}")
 
 

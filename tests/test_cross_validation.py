@@ -464,15 +464,22 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert float(suspect["prob"]) == pytest.approx(
         1e-15 ** (1 / temperature) / (size - 1) / (1 / (size - 1)) ** (1 / temperature), rel=0.2
     )
+    # A list that a reader has worked on is neither removed nor left beside a report of other data, nor read and removed.
+    Path("more.csv").replace("reports/train-suspicious.csv")
+    before = {path.name: path.read_bytes() for path in Path("reports").iterdir()}
+    for against in ([], ["--against", "reports/train-suspicious.csv"]):
+        with pytest.raises(InputError, match=r"train-suspicious.csv: is of a report with --oof, .*; give --oof, or move the"):
+            train.main(["--train", "train.csv", *report[3:], "--overwrite", *against])
+    with pytest.raises(InputError, match="reports/train-suspicious.csv is the input"):
+        train.main(["--train", "train.csv", *report[3:], "--overwrite", *against, "--oof", "oof.probs.csv"])
+    assert {path.name: path.read_bytes() for path in Path("reports").iterdir()} == before
+    Path("reports/train-suspicious.csv").replace("more.csv")
     about = {"base": "b", "adapter_sha256": "2", "data": [{"file": "train.csv", "sha256": "1"}], "test_sha256": "1"}
     Path("oof.probs.json").write_text(json.dumps(about | {"test": "train.csv"}))
     with pytest.raises(InputError, match="oof.probs.csv was scored by a run that was trained on train.csv, so that"):
         train.main([*report, "--against", "more.csv", "--oof", "oof.probs.csv", "--overwrite"])
     train.main([*report, "--overwrite"])
-    assert sorted(os.listdir("reports")) == [
-        "train-duplicates.csv",
-        "train.md",
-    ]  # not beside suspects of an older report
+    assert sorted(os.listdir("reports")) == ["train-duplicates.csv", "train.md"]
     Path("reports/train.md").write_text("[user]\n{passage}{question}{question_plus}{choices}{labels}")
     with pytest.raises(InputError, match="reports/train.md is the input reports/train.md itself"):
         train.main([*report, "--overwrite", "--prompt", "reports/train.md"])

@@ -201,3 +201,13 @@ def test_a_comparison_is_not_replaced_unasked(here: Path, capsys: pytest.Capture
     assert snapshot(here) != before
     with pytest.raises(InputError, match="--overwrite needs --out NAME"):
         compare.main([*flags, "--overwrite"])
+    # One run has no pairs: the files of the older ones are removed, but not the answers among them.
+    Path("data/gold.csv").replace("comparisons/c/comparison.csv")
+    before = snapshot(here)
+    alone = ["a.probs.csv", "--out", "c", "--overwrite", "--answers"]
+    with pytest.raises(InputError, match="--out: .*comparison.csv is the input .* itself; choose another --out"):
+        compare.main([*alone, "comparisons/c/comparison.csv"])
+    assert snapshot(here) == before
+    Path("gold.csv").write_bytes(before["comparisons/c/comparison.csv"])
+    compare.main([*alone, "gold.csv"])
+    assert [path.name for path in Path("comparisons/c").iterdir()] == ["comparison.md"]
