@@ -30,9 +30,10 @@ from ksat.files import (
 from ksat.sealed import read_sealed
 
 CHECKPOINTS = Path("checkpoints")
+CURVES = "tensorboard"  # in a run: what --report-to tensorboard writes
 # All that our runs hold; what holds anything else is not ours to delete.
 _ONLY_WHILE_TRAINING = r"trainer|progress\.json|epoch-\d+"
-_NAMES = rf"run\.json|settings\.json|adapter|metrics\.json|validation\.probs\.csv|log\.jsonl|folds\.csv|{_ONLY_WHILE_TRAINING}"
+_NAMES = rf"run\.json|settings\.json|adapter|metrics\.json|validation\.probs\.csv|log\.jsonl|folds\.csv|{CURVES}|{_ONLY_WHILE_TRAINING}"
 _LEFTOVER = rf"\.(?:{_NAMES})\.tmp"  # of a writer that was killed
 SEAL = "complete"  # in a sealed folder: the SHA-256 of each other file
 

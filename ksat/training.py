@@ -18,7 +18,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -30,7 +30,7 @@ from ksat.errors import InputError
 from ksat.files import write_text
 from ksat.language_model import LanguageModel
 from ksat.packing import Pack, build_pack, plan_packs
-from ksat.run_folders import damaged_file, is_sealed, seal
+from ksat.run_folders import CURVES, damaged_file, is_sealed, seal
 from ksat.scoring import finite_remedy, progress_bar
 from ksat.step_memory import StepMemory, out_of_memory
 
@@ -463,6 +463,11 @@ def train(
             f"the trainer was patched to another precision than {model.dtype}; what is trained would not be scored"
         )
     trainer.remove_callback(PrinterCallback)
+    for logger in trainer.callback_handler.callbacks:
+        if isinstance(logger, TensorBoardCallback) and logger.logging_dir is None:
+            logger.logging_dir = str(
+                folder.parent / CURVES
+            )  # by default in `folder`, which goes when the run is complete
     callback = RunCallback(settings, len(trainer.groups), folder / "log.jsonl", after_epoch, trainer.memory)
     trainer.add_callback(callback)
     if checkpoint is not None:

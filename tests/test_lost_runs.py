@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -160,6 +161,43 @@ def test_the_old_run_stays_until_the_new_one_is_complete(
             run_train("kept", "--overwrite", *SHORT, "--seed", "2")
     run_train("kept", *flags)  # starts anew, with other settings than those of the one in the making
     assert bits("kept") == new
+
+
+def test_the_curves_of_tensorboard_stay_in_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of before an interruption too; an old run with curves can be replaced."""
+
+    class SummaryWriter:
+        """Of tensorboard, which is not among our packages: it names its file by the time."""
+
+        def __init__(self, log_dir: str) -> None:
+            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            self.file = Path(log_dir, f"events.out.tfevents.{len(list(Path(log_dir).iterdir()))}")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            with self.file.open("a") as file:
+                file.write(f"{step} {name} {value}\n")
+
+        def add_text(self, *_: object) -> None: ...
+
+        def flush(self) -> None: ...
+
+        close = flush
+
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", mock.Mock(SummaryWriter=SummaryWriter))
+    curves = Path("checkpoints/curves/tensorboard")
+    with monkeypatch.context() as patch:
+        patch.setattr("ksat.training.RunCallback.on_epoch_end", kill)
+        with pytest.raises(KilledError):
+            run_train("curves", *SHORT, "--report-to", "tensorboard")
+    assert [path.name for path in curves.iterdir()] == ["events.out.tfevents.0"]
+    run_train("curves", "--resume")
+    assert {path.name for path in Path("checkpoints/curves").iterdir()} == RUN_FILES | {"tensorboard"}
+    assert len(list(curves.iterdir())) == 2
+    assert "1 train/loss " in (curves / "events.out.tfevents.1").read_text()
+    run_train("curves", *SHORT, "--overwrite")
+    assert not curves.exists()
 
 
 def test_a_run_with_somebodys_notes_is_not_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
