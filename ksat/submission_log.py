@@ -72,9 +72,9 @@ def _read(path: Path) -> tuple[list[Submission], list[str]]:
     rows = []
     for row in cells:
         ours = dict(zip(header, row, strict=True))
-        scores = {name: _share(ours[name], f"{path}: {name} of {ours['file']}") for name in SCORES}
+        scores: dict[str, Any] = {name: _share(ours[name], f"{path}: {name} of {ours['file']}") for name in SCORES}
         others = tuple(row[i] for i in other_places)
-        rows.append(Submission(*(ours[name] for name in COLUMNS[:4]), **scores, others=others))
+        rows.append(Submission(ours["time"], ours["file"], ours["sha256"], ours["members"], **scores, others=others))
     return rows, [header[i] for i in other_places]
 
 
