@@ -102,8 +102,8 @@ def test_equal_members_get_equal_weights(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (("--method", "geometric"), "--method is for a blend by hand; --fit takes none"),
-        (("--margin", "0.1"), "--margin is for a blend; --fit takes none"),
+        (("--method", "geometric"), "--method is for a blend by hand; --fit does not read it: leave it out"),
+        (("--margin", "0.1"), "--margin is for a blend by hand and --apply; --fit does not read it"),
     ],
 )
 def test_what_fit_refuses(folder: Path, flags: tuple[str, ...], match: str) -> None:
