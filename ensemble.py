@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ksat.errors import InputError, exit_code
-from ksat.flags import ArgumentParser, data_file, file_path, number, path_text
+from ksat.flags import ArgumentParser, data_file, file_path, number, path_text, require_read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     from ksat.questions import Question
 
 DEFAULT_TEST = Path("data/test.csv")
+BY_HAND = "a blend by hand"
+READ_BY = {
+    "test": (BY_HAND, "--apply", "--fit", "--check"),
+    "method": (BY_HAND,),
+    "weights": (BY_HAND,),
+    "margin": (BY_HAND, "--apply"),
+    "fitted": ("--apply",),
+    "overwrite": (BY_HAND, "--apply", "--fit"),
+    "answers": (BY_HAND, "--apply", "--fit", "--log"),
+    "oof": ("--log",),
+    "public": ("--log",),
+    "private": ("--log",),
+}  # the jobs that read a flag; members and --out are asked for by name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     blend.add_argument(
         "--method",
         choices=["soft", "geometric", "hard"],
-        default="soft",
         help="weighted mean, weighted geometric mean, or votes (default: soft)",
     )
     blend.add_argument(
@@ -55,7 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
     blend.add_argument(
         "--margin",
         type=number,
-        default=0.0,
         metavar="M",
         help="where the blend's top two are less than M apart, take the member that is surest (default: 0, never)",
     )
@@ -99,8 +110,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line `argv` (default: the process's own)."""
-    args = build_parser().parse_args(argv)
-    _require_one_job(args)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    _require_one_job(parser, args)
+    args.method, args.margin = args.method or "soft", args.margin or 0.0
     if args.check:
         check(args.check, args.test)
     elif args.log:
@@ -111,28 +124,23 @@ def main(argv: list[str] | None = None) -> None:
         run_blend(args)
 
 
-def _require_one_job(args: argparse.Namespace) -> None:
+def _require_one_job(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises InputError unless the flags belong to one job."""
     jobs = [flag for flag in ("check", "log", "fit", "apply") if getattr(args, flag)]
     if len(jobs) > 1:
         raise InputError(f"--{jobs[0]} and --{jobs[1]} are two jobs; call ensemble.py for each")
-    job = jobs[0] if jobs else ""
-    if job in ("check", "log") and (args.members or args.out):
-        raise InputError(f"--{job} is about one submission; blend with another call (no members, no --out)")
-    if job == "fit" and (args.members or not args.out or not args.answers):
+    job = f"--{jobs[0]}" if jobs else BY_HAND
+    if job in ("--check", "--log") and (args.members or args.out):
+        raise InputError(f"{job} is about one submission; blend with another call (no members, no --out)")
+    if job == "--fit" and (args.members or not args.out or not args.answers):
         raise InputError("--fit takes the out-of-fold files itself, and needs --answers and --out NAME")
-    if job in ("", "apply") and not (args.members and args.out):
+    if job in (BY_HAND, "--apply") and not (args.members and args.out):
         raise InputError("give probability files and --out NAME, or --fit, --check or --log")
-    used = {"fitted": "apply", "oof": "log", "public": "log", "private": "log"}
-    for flag, needed in used.items():
-        if getattr(args, flag) not in (None, False) and job != needed:
-            raise InputError(f"--{flag} belongs to --{needed}")
-    if args.weights and job:
-        raise InputError(f"--weights are for a blend by hand; --{job} takes none")
-    if args.method != "soft" and job in ("fit", "apply"):
-        raise InputError(f"--method is for a blend by hand; --{job} takes none")
-    if args.margin and job == "fit":
-        raise InputError("--margin is for a blend; --fit takes none")
+    require_read(parser, args, job, READ_BY)
+    if job == "--log" and bool(args.oof) != bool(args.answers):
+        raise InputError(
+            "--oof needs --answers, the gold answers of its rows, and --log reads --answers for nothing else"
+        )
 
 
 def check(submission: Path, test_path: Path | None) -> None:
@@ -159,8 +167,6 @@ def log(args: argparse.Namespace) -> None:
     if bad := [name for name, score in scores.items() if score is not None and not 0 <= score <= 1]:
         raise InputError(f"--{bad[0]} {scores[bad[0]]}: expected a share from 0 to 1, such as 0.7765")
     if args.oof:
-        if not args.answers:
-            raise InputError("--oof needs --answers: the gold answers of its rows")
         metrics = _metrics_of(args.oof, args.answers)
         require_held_out([args.oof])
         scores |= {"oof_accuracy": round(metrics.accuracy.value, 6), "oof_macro_f1": round(metrics.macro_f1.value, 6)}

@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
+    from ksat.bases import find_base
     from ksat.exploration import parse_candidates
     from ksat.fit import RANK, explain, find_fit, fit_all, fit_table
 
@@ -110,12 +111,17 @@ def _fit(args: argparse.Namespace) -> None:
             )
     if args.explain and args.bases:
         raise InputError("--explain BASE is about one base; leave --bases out")
+    named = (
+        [args.explain] if args.explain else [each.base for each in parse_candidates(args.bases)] if args.bases else []
+    )
+    if args.trust_remote_code and all(map(find_base, named)):
+        raise InputError("--trust-remote-code: of known bases nothing is loaded for the table; leave it out")
     device, rank = _card(args), args.rank or RANK
     if args.explain:
         print(explain(_find_or_read(args.explain, "--explain", args), device, rank=rank))
         return
     if args.bases:
-        bases = [_find_or_read(candidate.base, "--bases", args) for candidate in parse_candidates(args.bases)]
+        bases = [_find_or_read(name, "--bases", args) for name in named]
         fits = [find_fit(base, device, rank=rank) for base in sorted(bases, key=lambda base: -base.num_parameters)]
     else:
         fits = fit_all(device, rank=rank)

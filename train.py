@@ -35,6 +35,7 @@ from ksat.flags import (
     number,
     positive,
     require_label,
+    require_read,
 )
 from ksat.orders import ChoiceOrders
 from ksat.run_folders import (
@@ -65,6 +66,13 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 # A 270M base needs larger steps; it can't bind a choice to its digit, so its choices are scored by their text.
 EMBEDDED_DEFAULTS: dict[str, Any] = {"rank": 16, "lr": 3e-4, "questions_per_step": 8, "score_by": "text"}
+# The jobs that read a flag; what does not stand here is for training.
+_BOTH = ("training", "--data-report")
+READ_BY: dict[str, tuple[str, ...]] = {
+    "train": _BOTH, "max_tokens": _BOTH, "prompt": _BOTH, "kinds": _BOTH, "limit": _BOTH, "overwrite": _BOTH, "base": _BOTH,
+    "score_by": _BOTH, "trust_remote_code": _BOTH, "data_report": ("--data-report",), "against": ("--data-report",),
+    "oof": ("--data-report",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,17 +248,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Trains one run, from the CSV to run.json."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    read_by = dict.fromkeys(vars(args), ("training",)) | READ_BY
+    require_read(parser, args, "--data-report" if args.data_report else "training", read_by)
     if args.run is not None:
         require_name("--run", args.run)
-    _check_fold_flags(args)
+    _check_held_out_flags(args)
     if args.data_report:
-        if given := [flag for flag, value in (("--leave-out", args.leave_out), ("--valid", args.valid)) if value]:
-            raise InputError(f"{given[0]} is for training; the report compares with --against")
         _report_data(args, _training_files(args, {})[0])
         return
-    if args.against or args.oof:
-        raise InputError("--against and --oof are for --data-report; training takes neither")
     if args.all:
         _train_all_folds(args, sys.argv[1:] if argv is None else argv, _training_files(args, {})[0])
         return
@@ -396,10 +403,12 @@ def _train(
     return validation
 
 
-def _check_fold_flags(args: argparse.Namespace) -> None:
-    """Raises InputError for flags of folds that do not go together."""
+def _check_held_out_flags(args: argparse.Namespace) -> None:
+    """Raises InputError for flags of what is held out that do not go together."""
     if args.folds is None and (args.fold is not None or args.all):
         raise InputError("--fold and --all need --folds F: into how many folds the file is cut")
+    if args.valid_fraction == 0 and args.patience is not None:
+        raise InputError("--patience: with --valid-fraction 0 no row is held out to stop by; leave it out")
     if args.folds is None:
         return
     if args.folds < 2:
@@ -520,6 +529,11 @@ def _resolve(
         settings[name] = given if given is not None else stored.get(name, default)
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
+    if args.kinds and not settings["folds"] and not settings["context_when"].startswith("kind="):
+        raise InputError(
+            "--kinds: in training kinds decide only how folds are cut and who gets a context; add --folds F or --context-when kind=..., "
+            "or leave it out"
+        )
     kinds = kinds_file(settings["kinds"])
     settings["kinds_sha256"] = file_sha256(kinds) if kinds else None
     settings["choices_tell_kinds"] = choices_tell

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from ksat.files import claim_outputs, text_writer
 from ksat.flags import kinds_file
 from ksat.kinds import find_kind
 from ksat.metrics import count_positions
-from ksat.near_duplicates import letters_of, near_duplicate_pairs, passage_groups
+from ksat.near_duplicates import near_duplicate_pairs, same_questions
 from ksat.predictions import Predictions, read_probs, sizes_and_answers
 from ksat.provenance import require_held_out
 from ksat.questions import Question, passage_key, read_questions
@@ -175,7 +174,7 @@ def _duplicates(files: Sequence[tuple[Path, Sequence[Question]]]) -> tuple[str, 
         for other_path, other_rows in files[i:]:
             inside = other_path == path
             pairs = near_duplicate_pairs(rows, None if inside else other_rows)
-            questions = [] if inside else _same_questions(rows, other_rows)
+            questions = [] if inside else same_questions(rows, other_rows)
             where = f"inside {path.name}" if inside else f"{path.name} and {other_path.name}"
             touched = _num_touched(
                 {pair.id_b for pair in pairs} | ({p.id_a for p in pairs} if inside else set()), other_rows
@@ -203,19 +202,6 @@ def _num_touched(ids: set[str], rows: Sequence[Question]) -> int:
     """How many rows stand on the passages of these."""
     keys = {passage_key(row) for row in rows if row.id in ids}
     return sum(passage_key(row) in keys for row in rows)
-
-
-def _same_questions(rows: Sequence[Question], others: Sequence[Question]) -> list[tuple[str, str]]:
-    """Ids of rows of two files that ask the same about the same passage, or nearly the same, in whatever order of choices."""
-    groups = passage_groups([*rows, *others])
-    keys = [
-        (group, letters_of(row.question + row.question_plus), frozenset(map(letters_of, row.choices)))
-        for group, row in zip(groups, [*rows, *others], strict=True)
-    ]
-    there: dict[Any, list[str]] = {}
-    for key, row in zip(keys[len(rows) :], others, strict=True):
-        there.setdefault(key, []).append(row.id)
-    return [(row.id, other) for key, row in zip(keys[: len(rows)], rows, strict=True) for other in there.get(key, [])]
 
 
 def suspects_text(

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -99,6 +100,23 @@ def given_engine_flags(args: argparse.Namespace) -> list[str]:
     if args.trust_remote_code:
         flags.append("--trust-remote-code")
     return flags
+
+
+def require_read(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, job: str, read_by: Mapping[str, Sequence[str]]
+) -> None:
+    """Raises InputError for a flag that is given, and that the job would take in silence and not read.
+
+    Args:
+        parser: knows the defaults.
+        args: what was given.
+        job: what the script is to do.
+        read_by: the jobs that read a flag, by its name in `args`.
+    """
+    for name, jobs in read_by.items():
+        if (value := getattr(args, name)) != parser.get_default(name) and job not in jobs:
+            flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
+            raise InputError(f"{flag} is for {' and '.join(jobs)}; {job} does not read it: leave it out")
 
 
 def positive(text: str) -> int:

@@ -96,6 +96,19 @@ def near_rows(rows: Sequence[Question], others: Sequence[Question]) -> list[int]
     return [i for i, group in enumerate(groups[: len(rows)]) if group in there]
 
 
+def same_questions(rows: Sequence[Question], others: Sequence[Question]) -> list[tuple[str, str]]:
+    """Ids of rows of two files that ask the same about the same passage, or nearly the same, in whatever order of choices."""
+    groups = passage_groups([*rows, *others])
+    keys = [
+        (group, letters_of(row.question + row.question_plus), frozenset(map(letters_of, row.choices)))
+        for group, row in zip(groups, [*rows, *others], strict=True)
+    ]
+    there: dict[tuple[str, str, frozenset[str]], list[str]] = {}
+    for key, row in zip(keys[len(rows) :], others, strict=True):
+        there.setdefault(key, []).append(row.id)
+    return [(row.id, other) for key, row in zip(keys[: len(rows)], rows, strict=True) for other in there.get(key, [])]
+
+
 def near_duplicate_pairs(a: Sequence[Question], b: Sequence[Question] | None = None) -> list[DuplicatePair]:
     """Pairs of near-duplicate passages inside one file, or between two; each passage by its first question.
 

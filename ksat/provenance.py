@@ -226,7 +226,7 @@ def _in_sample(file: Path) -> str:
     Raises:
         InputError: they were not.
     """
-    from ksat.near_duplicates import near_rows
+    from ksat.near_duplicates import near_rows, same_questions
     from ksat.questions import read_questions
 
     about, is_of_run = _report(file), file.name == "validation.probs.csv" and file.with_name("run.json").exists()
@@ -247,16 +247,19 @@ def _in_sample(file: Path) -> str:
         return f": {gone[0]} is gone or was changed, so that nothing tells whether the rows were held out"
     rows, held_out = read_questions(str(test)), _held_out(about)
     trained = [row for name in data.values() for row in read_questions(name) if row.id not in held_out]
-    seen = near_rows(rows, trained)
-    if not seen:
+    near = near_rows(rows, trained)
+    if not near:
         return ""
-    found = (
-        f"{len(seen)} of its {len(rows)} rows (first: id {rows[seen[0]].id!r}) stand in {', '.join(data.values())} too, by their passage or a "
-        "near-duplicate"
+    same, where = {row_id for row_id, _ in same_questions(rows, trained)}, ", ".join(data.values())
+    if 2 * len(same) > len(rows):
+        raise InputError(
+            f"{file} was scored by a run that was trained on most of its rows: {len(same)} of {len(rows)} questions stand in {where} too (first: "
+            f"id {next(row.id for row in rows if row.id in same)!r}), {remedy}"
+        )
+    return (
+        f": {len(near)} of its {len(rows)} rows (first: id {rows[near[0]].id!r}) have their passage or a near-duplicate in {where}, that its run "
+        f"was trained on, {len(same)} with the same question"
     )
-    if 2 * len(seen) > len(rows):
-        raise InputError(f"{file} was scored by a run that was trained on most of its rows: {found}, {remedy}")
-    return f": {found}, that its run was trained on"
 
 
 def _kept_out(about: Mapping[str, Any]) -> list[Any]:

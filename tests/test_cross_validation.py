@@ -377,13 +377,39 @@ def test_a_run_shows_what_training_does_to_another_file(here: Path, capsys: pyte
         (["--folds", "40", "--all", "--run", "x"], "--folds 40: 18 questions on "),
         (["--leave-out", "x.csv", "--data-report"], "--leave-out is for training"),
         (["--valid", "x.csv", "--data-report"], "--valid is for training"),
-        (["--oof", "x.csv"], "--against and --oof are for --data-report"),
+        (["--oof", "x.csv"], "--oof is for --data-report; training does not read it: leave it out"),
+        (["--against", "x.csv"], "--against is for --data-report; training does not read it"),
+        (["--data-report", "--run", "x"], "--run is for training"),
+        (["--data-report", "--resume"], "--resume is for training"),
+        (["--data-report", "--valid-fraction", "0.4"], "--valid-fraction is for training"),
+        (["--data-report", "--folds", "3"], "--folds is for training"),
+        (
+            ["--valid-fraction", "0", "--patience", "3"],
+            "--patience: with --valid-fraction 0 no row is held out to stop by",
+        ),
+        (["--kinds", "wording"], "--kinds: in training kinds decide only how folds are cut and who gets a context"),
+        (["--kinds", "wording", "--context-when", "all"], "--kinds: in training kinds decide only how folds are cut"),
     ],
 )
 def test_flags_that_do_not_go_together(here: Path, flags: list[str], match: str) -> None:
     with pytest.raises(InputError, match=match):
         train.main(command(*flags))
     assert not Path("checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--epochs", "5"], "--epochs"),
+        (["--rank", "3"], "--rank"),
+        (["--no-rslora"], "--no-rslora"),
+        (["--no-share-prefixes"], "--no-share-prefixes"),
+        (["--device", "cpu"], "--device"),
+    ],
+)
+def test_the_data_report_refuses_what_it_does_not_read(here: Path, flags: list[str], named: str) -> None:
+    with pytest.raises(InputError, match=f"^{named} is for training; --data-report does not read it: leave it out$"):
+        train.main(["--data-report", "--train", "train.csv", *flags])
 
 
 def test_suspects_are_the_same_for_a_model_that_is_too_sure() -> None:

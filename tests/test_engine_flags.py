@@ -47,7 +47,8 @@ def run_train(run: str, *flags: str) -> list[float]:
         "--valid-fraction",
         "0.25",
     ]
-    train.main(["--base", str(base_folder()), *shared, *CPU, "--patience", "9", "--run", run, *flags])
+    patience = [] if "--valid-fraction" in flags else ["--patience", "9"]
+    train.main(["--base", str(base_folder()), *shared, *CPU, *patience, "--run", run, *flags])
     log = [json.loads(line) for line in Path(f"checkpoints/{run}/log.jsonl").read_text().splitlines()]
     return [entry["loss"] for entry in log if "loss" in entry]
 

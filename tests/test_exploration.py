@@ -251,6 +251,10 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
         (["--gpu", "t4", "--bases", ","], "an empty name"),
         (["--gpu", "t4", "--gpu-memory", "16GiB"], "T4 16 GB has 14.6 GiB; give less, or leave --gpu out"),
         (["--gpu", "t4", "--engine", "unsloth"], "--engine needs --score CSV"),
+        (["--gpu", "t4", "--trust-remote-code"], "--trust-remote-code: of known bases nothing is loaded"),
+        (["--gpu", "t4", "--trust-remote-code", "--bases", "Qwen/Qwen3-8B"], "--trust-remote-code: of known bases"),
+        (["--gpu", "t4", "--trust-remote-code", "--explain", "Qwen/Qwen3-8B"], "--trust-remote-code: of known bases"),
+        (["--gpu", "t4", "--trust-remote-code", "--explain", "no/base"], "--explain no/base"),
         (["--gpu", "t4", "--no-share-prefixes"], "--no-share-prefixes needs --score CSV"),
         (
             ["--score", "valid.csv", "--bases", "a", "--leaderboard", "board.csv"],

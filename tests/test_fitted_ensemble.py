@@ -104,8 +104,8 @@ def test_equal_members_get_equal_weights(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (("--method", "geometric"), "--method is for a blend by hand; --fit takes none"),
-        (("--margin", "0.1"), "--margin is for a blend; --fit takes none"),
+        (("--method", "geometric"), "--method is for a blend by hand; --fit does not read it: leave it out"),
+        (("--margin", "0.1"), "--margin is for a blend by hand and --apply; --fit does not read it"),
     ],
 )
 def test_what_fit_refuses(folder: Path, flags: tuple[str, ...], match: str) -> None:
@@ -114,11 +114,11 @@ def test_what_fit_refuses(folder: Path, flags: tuple[str, ...], match: str) -> N
     assert not (folder / "submissions").exists()
 
 
-def write_rows(path: Path, numbers: Iterable[int]) -> str:
+def write_rows(path: Path, numbers: Iterable[int], question: str = "번은?") -> str:
     """A labelled file with questions by number, two a passage; returns its hash."""
     lines = ["id,paragraph,problems,question_plus"]
     for row in numbers:
-        problems = {"question": f"{row}번은?", "choices": list("abcde"), "answer": row % 5 + 1}
+        problems = {"question": f"{row}{question}", "choices": list("abcde"), "answer": row % 5 + 1}
         lines.append(f'{path.stem}{row},passage {"abcdefghij"[row // 20]} {row // 2 * 7919},"{problems}",')
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file_sha256(path)
@@ -184,16 +184,17 @@ def test_a_file_with_rows_that_were_trained_on_is_in_sample_whatever_its_bytes(
         return capsys.readouterr().err
 
     for trained, scored in (("train.csv", "reversed.csv"), ("more.csv", "train.csv")):
-        with pytest.raises(
-            InputError, match=r"trained on most of its rows: 100 of its 100 rows \(first: id '\w+'\) stand in"
-        ):
+        with pytest.raises(InputError, match=r"trained on most of its rows: 100 of 100 questions stand in"):
             check(trained, scored)
     assert not check("train.csv", "other.csv")
     assert not check("train.csv", "other.csv", soup_of=["1", "2"])
-    assert "warning: good.probs.csv: 4 of its 64 rows (first: id 'few96') stand in train.csv too" in check(
+    assert "warning: good.probs.csv: 4 of its 64 rows (first: id 'few96') have their passage" in check(
         "train.csv", "few.csv"
     )
-    assert "40 of its 80 rows" in check("train.csv", "half.csv")
+    assert "that its run was trained on, 40 with the same question; " in check("train.csv", "half.csv")
+    hashes["asked.csv"] = write_rows(folder / "asked.csv", range(40), question="다른 물음")  # on the same passages
+    told = check("train.csv", "asked.csv")
+    assert "40 of its 40 rows" in told and "0 with the same question" in told
     # Rows that training left out by --leave-out or --valid.
     assert not check("train.csv", "half.csv", training={"leave_out_sha256": hashes["half.csv"], "valid_sha256": []})
     assert not check("train.csv", "half.csv", training={"leave_out_sha256": None, "valid_sha256": [hashes["half.csv"]]})
@@ -214,7 +215,7 @@ def test_rows_that_a_run_held_out_to_validate_on_are_held_out(folder: Path, caps
     require_held_out([Path("good.probs.csv"), run / "validation.probs.csv"])
     assert not capsys.readouterr().err
     (run / "run.json").write_text(json.dumps({"adapter_sha256": "3" * 64}))  # another run of that name
-    with pytest.raises(InputError, match="10 of its 10 rows"):
+    with pytest.raises(InputError, match="10 of 10 questions"):
         require_held_out([Path("good.probs.csv")])
 
 

@@ -30,14 +30,16 @@ from ksat.questions import passage_key, read_questions
 from ksat.runs import write_settings
 
 ROOT = Path(__file__).parent.parent
-LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--valid-fraction", "0.25", "--patience", "9")
+LORA = ("--rank", "8", "--lr", "0.01", "--questions-per-step", "4", "--valid-fraction", "0.25")
+PATIENCE = ("--patience", "9")
 RUN_FILES = {"adapter", "log.jsonl", "metrics.json", "run.json", "settings.json", "validation.probs.csv"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as many threads as here: the same bits
 CPU = ("--device", "cpu", "--engine", "transformers")
 
 
 def run_train(*flags: str) -> None:
-    train.main(["--base", str(base_folder()), *LORA, *CPU, *flags])
+    patience = () if "--valid-fraction" in flags else PATIENCE  # without validation rows there is none
+    train.main(["--base", str(base_folder()), *LORA, *patience, *CPU, *flags])
 
 
 def run_inference(*flags: str) -> None:
@@ -311,7 +313,7 @@ def kill(*_: object, **__: object) -> None:
 
 def training_process(run: str, patch: str) -> subprocess.CompletedProcess[str]:
     """train.py in a process of its own that is killed (-9) where `patch` says."""
-    flags = ["--base", str(base_folder()), *LORA, *CPU, "--run", run, "--epochs", "3"]
+    flags = ["--base", str(base_folder()), *LORA, *PATIENCE, *CPU, "--run", run, "--epochs", "3"]
     code = f"import os, signal, train\nkill = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n{patch}\ntrain.main({flags!r})"
     return subprocess.run(
         [sys.executable, "-c", code],
