@@ -639,7 +639,7 @@ def _split(
     else:
         train_index, valid_index = split_validation(first, settings["valid_fraction"], seed=settings["seed"])
     train, valid = ([first[i] for i in index] for index in (train_index, valid_index))
-    elsewhere = {} if folds else _hold_out_of_others(first, added, len(valid), settings)
+    elsewhere = _hold_out_of_others(first, added, len(valid), settings)
     held_out = valid + [row for rows in elsewhere.values() for row in rows]
     extra = [row for _, rows in added for row in rows]
     near = set(near_rows(extra, held_out))  # those that are held out are among them
@@ -661,16 +661,19 @@ def _hold_out_of_others(
     first: "list[Question]", added: "list[tuple[Path, list[Question]]]", most: int, settings: dict[str, Any]
 ) -> "dict[str, list[Question]]":
     """Of every further training file the rows to look at, `most` at most: of passages that the first file does not have."""
-    from ksat.folds import split_validation
+    from ksat.folds import assign_folds, fold_rows, split_validation
     from ksat.near_duplicates import near_rows, passage_groups
 
-    found = {}
+    num_folds, found = settings["folds"], {}
     for path, rows in added if most else []:
         near = set(near_rows(rows, first))
         own = [row for i, row in enumerate(rows) if i not in near]
         groups = passage_groups(own)
-        if len(set(groups)) > 1:
-            held_out = split_validation(own, settings["valid_fraction"], seed=settings["seed"], groups=groups)[1]
+        if len(set(groups)) >= (num_folds or 2):
+            if num_folds:
+                held_out = fold_rows(assign_folds(own, num_folds), settings["fold"])[1]
+            else:
+                held_out = split_validation(own, settings["valid_fraction"], seed=settings["seed"], groups=groups)[1]
             found[str(path)] = [own[i] for i in held_out][:most]
     return found
 

@@ -1,5 +1,6 @@
 """What the validation rows say: the untuned control before the first step, every epoch, and which epoch was best."""
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -287,15 +288,24 @@ class Validation:
                 "compare both with inference.py before you submit",
                 file=sys.stderr,
             )
+        if self.questions:
+            self._warn_of_guess("validation", entry, self.progress, "lower --lr, or train on more rows")
         for name, before in self.progress["elsewhere"].items():
-            log_loss, uniform = _log_loss(entry["elsewhere"][name]), _log_loss(before["random"])
-            if log_loss >= uniform:
-                print(
-                    f"warning: {name}: log loss {log_loss:.3f} after epoch {self.best_epoch}, untuned {_log_loss(before['control']):.3f}, a uniform "
-                    f"guess {uniform:.3f}; this run is no better than guessing on such rows: train on some of them too, or blend it with the "
-                    "untuned base there",
-                    file=sys.stderr,
-                )
+            remedy = "train on some of them too"
+            if _log_loss(before["control"]) < _log_loss(entry["elsewhere"][name]):
+                remedy += ", or blend it with the untuned base there"
+            self._warn_of_guess(name, entry["elsewhere"][name], before, remedy)
+
+    def _warn_of_guess(self, name: str, after: dict[str, Any], before: dict[str, Any], remedy: str) -> None:
+        """Warns where log loss is above a uniform guess's by more than chance: its interval ends above that."""
+        low, high, guess = after["log_loss"]["low"], after["log_loss"]["high"], _log_loss(before["random"])
+        if low_end(after) > guess:
+            print(
+                f"warning: {name}: log loss {_log_loss(after):.3f} [{low:.3f}, {high:.3f}] after epoch {self.best_epoch}, untuned "
+                f"{_log_loss(before['control']):.3f}, a uniform guess {guess:.3f}; on such rows this run's probabilities are worth less than "
+                f"a guess's: {remedy}",
+                file=sys.stderr,
+            )
 
     def _patience_ended(self) -> bool:
         return self.chooses and self.progress["epochs"][-1]["epoch"] - self.best_epoch >= self.patience
@@ -311,3 +321,14 @@ class Validation:
 
 def _log_loss(metrics: dict[str, Any]) -> float:
     return float(metrics["log_loss"]["value"])
+
+
+def low_end(metrics: dict[str, Any]) -> float:
+    """Where the 95 % interval of a log loss begins, as wide as Student's t makes it: a bootstrap of a few passages is too narrow."""
+    from scipy.stats import t
+
+    num_groups, value = metrics["num_groups"], _log_loss(metrics)
+    if num_groups < 2:
+        return -math.inf
+    wider = t.ppf(0.975, num_groups - 1) / t.ppf(0.975, math.inf) * math.sqrt(num_groups / (num_groups - 1))
+    return float(value - wider * (value - metrics["log_loss"]["low"]))

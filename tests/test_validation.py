@@ -13,7 +13,7 @@ from ksat.files import read_json
 from ksat.metrics import fit_scale
 from ksat.run_folders import seal
 from ksat.sealed import write_sealed
-from ksat.validation import HeldOut, Validation
+from ksat.validation import HeldOut, Validation, low_end
 
 METRICS = {"log_loss": {"value": 1.2}}
 PROGRESS: dict[str, Any] = {
@@ -158,8 +158,70 @@ def test_rows_of_other_files_are_told_apart_choose_nothing_and_are_warned_of(
     assert after[1] > after[0] > uniform
     validation.warn()
     told = capsys.readouterr().err
-    assert told.startswith(f"warning: other.csv: log loss {after[1]:.3f} after epoch 2, untuned ")
-    assert f"a uniform guess {uniform:.3f}; this run is no better than guessing on such rows" in told
+    assert told.startswith(f"warning: other.csv: log loss {after[1]:.3f} [")
+    assert (
+        f"a uniform guess {uniform:.3f}; on such rows this run's probabilities are worth less than a guess's: " in told
+    )
+    assert told.endswith("train on some of them too, or blend it with the untuned base there\n")
+    assert len(told.splitlines()) == 1
     again = Validation(model, own, own, **known, elsewhere=[part])  # type: ignore[arg-type]
     assert again.progress == stored
     assert Validation(model, own, own, **known).progress == {}  # without the other file it is another training
+
+
+def told_of(
+    folder: Path, capsys: pytest.CaptureFixture[str], *, own: dict[str, Any], other: dict[str, Any], untuned: float
+) -> str:
+    """What a finished training warns of: log losses of its own rows and of another file's, where a guess has 1.5."""
+    control, random = ({"log_loss": {"value": value}} for value in (untuned, 1.5))
+    before = {"control": control, "random": random}
+    progress = {**PROGRESS, **before, "best_epoch": 1, "elsewhere": {"other.csv": before}}
+    progress["epochs"] = [{"epoch": 1, **own, "elsewhere": {"other.csv": other}}]
+    known: dict[str, Any] = {"folder": folder, "score_by": "label", "pack_tokens": 300, "patience": 2, "positions": {}}
+    validation = Validation(mock.Mock(), make_questions(2), [], **known)
+    validation.progress = progress
+    validation.warn()
+    return capsys.readouterr().err
+
+
+def loss(value: float, low: float, num_groups: int = 200) -> dict[str, Any]:
+    return {"log_loss": {"value": value, "low": low, "high": 2 * value - low}, "num_groups": num_groups}
+
+
+def test_the_main_file_is_warned_of_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended at 2.834, a guess at 1.461, and nothing was said but that the untuned base is better, if it was."""
+    told = told_of(tmp_path, capsys, own=loss(2.8, 2.5), other=loss(1.2, 1.0), untuned=2.9)
+    assert told == (
+        "warning: validation: log loss 2.800 [2.500, 3.100] after epoch 1, untuned 2.900, a uniform guess 1.500; on such rows this run's "
+        "probabilities are worth less than a guess's: lower --lr, or train on more rows\n"
+    )
+    assert told_of(tmp_path, capsys, own=loss(1.2, 1.0), other=loss(1.2, 1.0), untuned=1.4) == ""
+
+
+def test_a_blend_is_advised_only_where_the_untuned_base_is_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The untuned base had 1.810, the run 1.804, and the advice was to blend them."""
+    for untuned, advised in ((1.81, False), (1.6, True)):
+        told = told_of(tmp_path, capsys, own=loss(1.2, 1.0), other=loss(1.8, 1.7), untuned=untuned)
+        assert told.startswith("warning: other.csv: log loss 1.800 [1.700, 1.900]")
+        assert "train on some of them too" in told
+        assert ("blend it with the untuned base there" in told) == advised
+
+
+def test_what_chance_explains_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for other in (loss(1.6, 1.45), loss(1.6, 1.501, 5), loss(2.2, 2.0, 2), loss(9.0, 9.0, 1)):
+        assert told_of(tmp_path, capsys, own=loss(1.2, 1.0), other=other, untuned=1.4) == ""
+    assert told_of(tmp_path, capsys, own=loss(1.2, 1.0), other=loss(1.6, 1.501, 4000), untuned=1.4)
+
+
+def test_few_rows_are_seldom_warned_of_by_chance() -> None:
+    """A log loss that is a guess's on average: two rows above it were a warning in every fourth file, as a bootstrap has it."""
+    generator = np.random.default_rng(0)
+    for num_rows in (2, 3, 5, 20):
+        above = 0
+        for _ in range(300):
+            rows = 1.5 + generator.normal(size=num_rows)
+            low = np.quantile(generator.choice(rows, (400, num_rows)).mean(axis=1), 0.025)
+            above += low_end(loss(rows.mean(), low, num_rows)) > 1.5
+        assert above <= 25, num_rows  # the percentiles of two or three rows are narrower still
