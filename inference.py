@@ -7,6 +7,7 @@ python inference.py --ckpt checkpoints/first --test data/sample_test.csv --answe
 
 import argparse
 import contextlib
+import hashlib
 import os
 import re
 import sys
@@ -259,10 +260,13 @@ def _setup(args: argparse.Namespace, device: "Device", run: "Run | None") -> dic
 
 def _default_name(args: argparse.Namespace, test: Path) -> str:
     """The run's or the base's name, and whatever else was asked for: two commands that score otherwise do not meet."""
-    model = os.path.basename(os.path.abspath(args.ckpt or args.base)) + (
-        "" if args.ckpt else "-untuned"
-    )  # "." has a name too
+    from ksat.hub import is_hub_name
+
+    # A hub's owner tells as much as its name; ../NAME that is not there is no hub's, and "." has a name too.
+    is_hub = not args.ckpt and is_hub_name(args.base) and not re.search(r"(^|/)\.", args.base)
+    model = args.base if is_hub else os.path.basename(os.path.abspath(args.ckpt or args.base))
     asked = [
+        not args.ckpt and "untuned",
         args.score_by and not args.ckpt and f"by-{args.score_by}",
         args.quantization and not args.ckpt and f"weights-{args.quantization}",
         args.prompt and Path(args.prompt).stem,
@@ -277,6 +281,18 @@ def _default_name(args: argparse.Namespace, test: Path) -> str:
         args.dtype != "auto" and args.dtype,
         args.test and test.stem,
     ]
+    # Two files of one name elsewhere would meet: a hash of where they lie tells them apart.
+    expected = [
+        (args.ckpt, "checkpoints"),
+        (None if is_hub else args.base, ""),
+        (args.prompt, "prompts"),
+        (kinds_file(args.kinds), "data"),
+        (args.train, "data"),
+        (args.test, "data"),
+    ]
+    given = [(os.path.relpath(path), folder) for path, folder in expected if path]
+    if elsewhere := [path for path, folder in given if os.path.dirname(path) != folder]:
+        asked.append(hashlib.sha256("\n".join(elsewhere).encode()).hexdigest()[:6])
     return re.sub(r"[^\w.-]+", "-", "-".join([model, *(str(part) for part in asked if part)]))
 
 

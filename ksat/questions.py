@@ -8,7 +8,6 @@ import io
 import re
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,7 +19,7 @@ import pandas as pd
 from ksat.errors import InputError, bad_rows, error_line, show
 from ksat.files import read_text
 from ksat.kinds import KINDS, WORDING, Kind, choices_tell_kinds, kind_by_choices
-from ksat.visible import is_visible
+from ksat.visible import is_visible, looks
 
 MIN_CHOICES, MAX_CHOICES = 2, 5
 csv.field_size_limit(2**31 - 1)  # of characters in a cell; Python's own is 131,072, and a long passage is no fault
@@ -65,7 +64,7 @@ class _RowError(ValueError):
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """A CSV file as text cells, exactly as written (no NaN, no guessed types).
+    """A CSV file as text cells, exactly as written (no NaN, no guessed types); columns without a name are left out.
 
     Raises:
         InputError: see read_csv_rows; or a header without rows.
@@ -73,7 +72,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
     header, *rows = read_csv_rows(Path(path))
     if not rows:
         raise InputError(f"{path}: a header but no rows; expected at least one row")
-    return pd.DataFrame(rows, columns=header, dtype=str)
+    return pd.DataFrame(rows, columns=header, dtype=str).loc[:, [bool(name) for name in header]]
 
 
 def read_csv_rows(path: Path) -> list[list[str]]:
@@ -94,8 +93,9 @@ def read_csv_rows(path: Path) -> list[list[str]]:
     if not rows:
         raise InputError(f"{path}: the file is empty; expected a header and at least one row")
     header = rows[0]
-    if doubled := [name for name in _doubled(header) if name]:
-        raise InputError(f"{path}: the header has the column {doubled[0]!r} twice; take one out, or rename it")
+    if twins := _twins([name for name in header if name]):
+        found = f"column {twins[0]!r} twice" if twins[0] == twins[1] else f"columns {twins[0]!r} and {twins[1]!r}"
+        raise InputError(f"{path}: the header has the {found}; take one out, or rename it")
     for i, row in enumerate(rows):
         if len(row) != len(header):
             raise InputError(
@@ -104,8 +104,19 @@ def read_csv_rows(path: Path) -> list[list[str]]:
     return rows
 
 
-def _doubled(values: Sequence[Any]) -> list[Any]:
-    return [value for value, count in Counter(values).items() if count > 1]
+def _twins(names: Sequence[Any]) -> tuple[Any, Any] | None:
+    """The first two names of columns or keys that a reader takes for one: of 'answer' and ' Answer' only one would be read."""
+    seen: dict[Any, Any] = {}
+    for name in names:
+        if (folded := _fold(name)) in seen:
+            return seen[folded], name
+        seen[folded] = name
+    return None
+
+
+def _fold(name: Any) -> Any:
+    """Equal for names that are the same but for blanks around them, case and what does not show."""
+    return looks(name).strip().casefold() if isinstance(name, str) else name
 
 
 def require_columns(table: pd.DataFrame, path: Path | str, columns: Sequence[str]) -> None:
@@ -119,27 +130,29 @@ def require_columns(table: pd.DataFrame, path: Path | str, columns: Sequence[str
 
 
 def require_unique_ids(ids: Sequence[str], path: Path | str) -> None:
-    """Raises InputError if an id is empty or stands twice."""
-    if empty := [f"data row {i + 1}" for i, value in enumerate(ids) if not value]:
+    """Raises InputError if an id is empty, shows nothing, or stands twice: those that look the same are one."""
+    if marked := [(value, "") for value in ids if re.search(r"[\x00-\x1f\x7f]", value)]:
+        raise bad_rows(path, "have an id with a control character", marked, "take it out")
+    if empty := [f"data row {i + 1}" for i, value in enumerate(ids) if not is_visible(value)]:
         raise InputError(
             f"{path}: {len(empty)} of the rows have an empty id (first: {empty[0]}); every row needs its own id"
         )
-    if marked := [(value, "") for value in ids if re.search(r"[\x00-\x1f\x7f]", value)]:
-        raise bad_rows(path, "have an id with a control character", marked, "take it out")
-    series = pd.Series(list(ids))
-    if (doubled := series.duplicated()).any():
-        repeated = list(dict.fromkeys(series[doubled]))
-        raise bad_rows(
-            path, "repeat an id that stands above", [(row_id, "") for row_id in repeated], "keep one of each"
-        )
+    above: dict[str, str] = {}
+    repeated: dict[str, str] = {}
+    for value in ids:
+        if (first := above.get(look := looks(value))) is not None:
+            repeated.setdefault(value, "" if first == value else f"looks like {first!a}")
+        above.setdefault(look, value)
+    if repeated:
+        raise bad_rows(path, "repeat an id that stands above", list(repeated.items()), "keep one of each")
 
 
 def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | None = None) -> list[Question]:
     """The questions of a competition CSV, in file order.
 
     Accepts a byte-order mark, `problems` as a dict literal or flattened columns (question, choices, answer),
-    question_plus in its column, inside `problems`, or in both, extra columns, no-break and doubled blanks (made one). Equal choices,
-    which the competition's own files have, are named on stderr.
+    question_plus in its column, inside `problems`, or in both, extra columns, no-break and doubled blanks (made one). Choices that are
+    equal, at least to the eye, are named on stderr: the competition's own files have equal ones.
 
     Args:
         path: the CSV file.
@@ -187,7 +200,13 @@ def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | Non
         (rule, remedy), bad = next(iter(errors.items()))
         others = sum(map(len, errors.values())) - len(bad)
         raise bad_rows(path, rule, bad, remedy + (f"; {others} more rows break other rules" if others else ""))
-    if equal := [(question.id, "") for question in questions if len(set(question.choices)) < question.num_choices]:
+    if near := [name for name in table.columns if name not in _OPTIONAL and _fold(name) in _OPTIONAL]:
+        _warn(f"{path}: its column {near[0]!r} is not read; {_fold(near[0])!r} would be")
+    if equal := [
+        (question.id, "" if len(set(question.choices)) < question.num_choices else "only to the eye")
+        for question in questions
+        if len(set(map(looks, question.choices))) < question.num_choices
+    ]:
         _warn(
             str(bad_rows(path, "have choices that are equal", equal, "they are kept as they stand; is one mistyped?"))
         )
@@ -243,8 +262,9 @@ def _literal(text: str, column: str) -> object:
             f"have a {column!r} that is not a Python literal", show(text[:60]), _FORMS[column] + arrays
         ) from error
     keys = tree.body.keys if isinstance(tree.body, ast.Dict) else []
-    if doubled := _doubled([key.value for key in keys if isinstance(key, ast.Constant)]):
-        raise _RowError(f"have a key twice in {column!r}", show(doubled[0]), "keep one of each")
+    if twins := _twins([key.value for key in keys if isinstance(key, ast.Constant)]):
+        found = show(twins[0]) if twins[0] == twins[1] else f"{show(twins[0])} and {show(twins[1])}"
+        raise _RowError(f"have a key twice in {column!r}", found, "keep one of each")
     texts = [each for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
     if joined := [
         found for each in texts if not _ONE_TEXT.fullmatch(found := ast.get_source_segment(source, each) or "")
@@ -269,6 +289,8 @@ class _NoNames(ast.NodeTransformer):
         return ast.copy_location(ast.Constant(known[node.id]), node) if node.id in known else node
 
 
+_OPTIONAL = ("answer", "question_plus", "source", "context", "kind")  # columns
+_KEYS = ("question", "choices", "answer", "question_plus")  # of 'problems'
 _FORMS = {
     "problems": "'problems' must hold {'question': str, 'choices': [2 to 5 str], 'answer': int or ''}",
     "choices": "'choices' must hold a list of 2 to 5 texts, such as ['하나', '둘']",
@@ -282,6 +304,8 @@ def _parse_problems(row: dict[str, str]) -> dict[str, object]:
     for key in ("question", "choices"):
         if key not in problems:
             raise _RowError(f"have no {key!r} in 'problems'", f"keys {show(list(problems))}", _FORMS["problems"])
+    if near := [key for key in problems if key not in _KEYS and _fold(key) in _KEYS]:
+        raise _RowError("have a key in 'problems' that is not read", show(near[0]), f"write {_fold(near[0])!r}")
     in_column, in_dict = _number(row.get("answer", "")), problems.get("answer")
     if in_column != "" and in_dict not in (None, "", in_column):
         found = f"column {show(in_column)}, problems {show(in_dict)}"
@@ -309,6 +333,8 @@ def _question(row_id: str, row: dict[str, str], fields: dict[str, object], form:
     choices, question = fields["choices"], fields["question"]
     if not isinstance(question, str):
         raise _RowError("have a question that is not text", type(question).__name__, form)
+    if question.strip() and not is_visible(question):
+        raise _RowError("have a question of which nothing shows", f"{question[:20]!a}", "write it, or leave it empty")
     if not isinstance(choices, (list, tuple)) or not choices:
         raise _RowError("have no choices", "", form)
     if not MIN_CHOICES <= len(choices) <= MAX_CHOICES:

@@ -71,10 +71,12 @@ def _read(path: Path) -> tuple[list[Submission], list[str]]:
     other_places = [i for i, name in enumerate(header) if name not in COLUMNS]
     rows = []
     for row in cells:
-        ours = dict(zip(header, row, strict=True))
-        scores: dict[str, Any] = {name: _share(ours[name], f"{path}: {name} of {ours['file']}") for name in SCORES}
-        others = tuple(row[i] for i in other_places)
-        rows.append(Submission(ours["time"], ours["file"], ours["sha256"], ours["members"], **scores, others=others))
+        cell = dict(zip(header, row, strict=True))
+        ours: dict[str, Any] = {
+            name: _share(cell[name], f"{path}: {name} of {cell['file']}") if name in SCORES else cell[name]
+            for name in COLUMNS
+        }
+        rows.append(Submission(**ours, others=tuple(row[i] for i in other_places)))
     return rows, [header[i] for i in other_places]
 
 

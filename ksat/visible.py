@@ -1,5 +1,6 @@
 """What of a text can be seen, for names, ids and choices that look like nothing or like one another."""
 
+import functools
 import re
 import unicodedata
 
@@ -22,5 +23,6 @@ def looks(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(c for c in text if c.isspace() or _shows(c)))
 
 
+@functools.cache
 def _shows(character: str) -> bool:
     return unicodedata.category(character) not in _UNSEEN and not _FILLERS.match(character)

@@ -1,6 +1,7 @@
 """What the scripts write: never over an input, never over each other, finished by the same command after a kill."""
 
 import multiprocessing
+import re
 import sys
 from pathlib import Path
 
@@ -128,7 +129,53 @@ def test_commands_that_score_otherwise_have_other_names() -> None:
             names.append(inference._default_name(args, Path(args.test or "data/test.csv")))
     assert len(set(names)) == len(names), names
     assert names[:3] == ["r", "r-orders-5", "r-orders-reverse"]
-    assert names[len(variants)] == "r-untuned"
+    assert names[len(variants)] == "o-r-untuned"
+
+
+def default_name(flags: str) -> str:
+    args = inference.build_parser().parse_args(flags.split())
+    return inference._default_name(args, Path(args.test or "data/test.csv"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("--base unsloth/Qwen3-8B", "--base Qwen/Qwen3-8B"),
+        ("--base models/x", "--base others/x"),
+        ("--ckpt checkpoints/r", "--ckpt elsewhere/r"),
+        ("--ckpt r", "--ckpt elsewhere/r"),
+        ("--ckpt r --test a/x.csv", "--ckpt r --test b/x.csv"),
+        ("--ckpt r --test data/x.csv", "--ckpt r --test data/b/x.csv"),
+        ("--ckpt r --kinds a/k.csv", "--ckpt r --kinds b/k.csv"),
+        ("--base b --prompt a/p.txt", "--base b --prompt prompts/p.txt"),
+        ("--base b --shots 2 --train a/p.csv", "--base b --shots 2 --train c/p.csv"),
+    ],
+)
+def test_what_has_one_name_in_two_places_does_not_meet(here: Path, one: str, other: str) -> None:
+    for folder in ("models/x", "others/x"):
+        Path(folder).mkdir(parents=True)
+    assert default_name(one) != default_name(other)
+
+
+def test_what_lies_where_it_is_expected_has_no_hash_in_its_name(here: Path) -> None:
+    """As the README's examples do. How it is computed is no other setting, nor is another way to the same place."""
+    Path("mine").mkdir()
+    engine = "--engine transformers --no-share-prefixes --device cpu"
+    for flags, name in (
+        ("--ckpt checkpoints/first", "first"),
+        (f"--ckpt {here}/checkpoints/../checkpoints/first/ {engine}", "first"),
+        ("--ckpt checkpoints/r --test data/sample_test.csv --kinds data/k.csv", "r-kinds-k-sample_test"),
+        ("--ckpt checkpoints/r --kinds wording", "r-kinds-wording"),
+        ("--base embedded", "embedded-untuned"),
+        ("--base mine --prompt prompts/p.txt", "mine-untuned-p"),
+        ("--base Qwen/Qwen3-14B --shots 2 --train data/t.csv", "Qwen-Qwen3-14B-untuned-2-shots-of-t"),
+    ):
+        assert default_name(flags) == name
+    assert default_name("--ckpt elsewhere/r") == default_name(f"--ckpt {here}/elsewhere/r {engine}")
+    assert re.fullmatch("r-[0-9a-f]{6}", default_name("--ckpt elsewhere/r"))
+    assert re.fullmatch(
+        "gone-untuned-[0-9a-f]{6}", default_name("--base ../gone")
+    )  # its lack is told when it is loaded
 
 
 @pytest.mark.parametrize("out", ["", "\u3164", "submissions/"])
@@ -144,10 +191,10 @@ def test_a_name_that_is_none_replaces_nothing(here: Path, out: str) -> None:
 
 
 def test_the_folder_where_one_stands_has_its_name(here: Path) -> None:
-    for flag, name in (("--ckpt", here.name), ("--base", f"{here.name}-untuned")):
-        for place in (".", "checkpoints/..", str(here) + "/"):
-            args = inference.build_parser().parse_args([flag, place])
-            assert inference._default_name(args, Path("data/test.csv")) == name
+    places = (".", "checkpoints/..", f"{here}/")
+    assert {default_name(f"--base {place}") for place in places} == {f"{here.name}-untuned"}
+    (name,) = {default_name(f"--ckpt {place}") for place in places}
+    assert re.fullmatch(f"{re.escape(here.name)}-[0-9a-f]{{6}}", name)
 
 
 def enter_log(number: int) -> None:

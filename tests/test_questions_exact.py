@@ -51,6 +51,21 @@ def write(folder: Path, **cells: str) -> Path:
         ({"problems": "{'question': 1}"}, f"have no 'choices' in 'problems' (id 'i': keys ['question']); {FORM}"),
         ({"problems": "{'a': 1, 'b': 2, 'a': 3}"}, "have a key twice in 'problems' (id 'i': 'a'); keep one of each"),
         (
+            {"problems": "{'answer': 1, 'b': 2, ' Answer\u200b': 3}"},
+            "have a key twice in 'problems' (id 'i': 'answer' and ' Answer\\u200b'); keep one of each",
+        ),
+        (
+            {"problems": "{'question': 'q', 'choices': ['a', 'b'], 1: 2, 'Answer ': 2}"},
+            "have a key in 'problems' that is not read (id 'i': 'Answer '); write 'answer'",
+        ),
+        *(
+            (
+                {"problems": problems(question=unseen)},
+                f"have a question of which nothing shows (id 'i': {unseen!a}); write it, or leave it empty",
+            )
+            for unseen in ("\0", "\u200b", " \ufeff", "\u3164")
+        ),
+        (
             {"problems": "{'question': 'q', 'choices': array(['a'])}"},
             f"have a 'problems' that is not a Python literal (id 'i': \"{{'question': 'q', 'choices': array(['a'])}}\"); {FORM}; of a numpy "
             "array write its .tolist()",
@@ -128,6 +143,44 @@ def test_equal_choices_are_named_once_and_kept(tmp_path: Path, capsys: pytest.Ca
     )
 
 
+@pytest.mark.parametrize("twin", ["a\u200b", "가", " a\ufe0f "])
+def test_choices_that_are_equal_to_the_eye_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], twin: str
+) -> None:
+    room._warn.cache_clear()
+    path = write(tmp_path, problems=problems(choices=["a", "\u1100\u1161", twin]))
+    assert read_questions(path)[0].choices == ("a", "\u1100\u1161", twin.strip())
+    assert capsys.readouterr().err == (
+        f"warning: {path}: 1 of the rows have choices that are equal (id 'i': only to the eye); they are kept as they stand; is one "
+        "mistyped?\n"
+    )
+
+
+def test_choices_that_differ_to_the_eye_are_not_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blanks are what a question on spelling asks about; case and width are seen."""
+    room._warn.cache_clear()
+    read_questions(write(tmp_path, problems=problems(choices=["가나", "가 나", "가\n나", "A", "a"])))
+    read_questions(write(tmp_path, problems=problems(choices=["1", "１"])))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_column_that_is_nearly_ours_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other columns are nobody's business, also in another case: 'Question' is none that is read beside 'problems'."""
+    room._warn.cache_clear()
+    path = write(tmp_path, **{" answer": "1", "Question": "x", "other": "y", "Other one": "z"})
+    assert read_questions(path)[0].answer == 2
+    assert capsys.readouterr().err == f"warning: {path}: its column ' answer' is not read; 'answer' would be\n"
+
+
+def test_columns_without_a_name_are_left_out_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Excel's trailing commas: pandas warned of them in words of its own."""
+    path = write(tmp_path)
+    path.write_text("".join(f"{line},,\n" for line in path.read_text().splitlines()))
+    assert read_questions(path)[0].answer == 2
+    assert list(read_table(path).columns) == ["id", "paragraph", "problems"]
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -135,6 +188,11 @@ def test_equal_choices_are_named_once_and_kept(tmp_path: Path, capsys: pytest.Ca
         (" \n\n", "the file is empty; expected a header and at least one row"),
         ("id,a\n", "a header but no rows; expected at least one row"),
         ("id,a,id\n1,2,3\n", "the header has the column 'id' twice; take one out, or rename it"),
+        (
+            "id,x,y,answer, Answer\n1,2,3,4,5\n",
+            "the header has the columns 'answer' and ' Answer'; take one out, or rename it",
+        ),
+        ("id,\u200bID\n1,2\n", "the header has the columns 'id' and '\\u200bID'; take one out, or rename it"),
         ("id,a\n1,2\n1\n", "data row 2 has 1 fields, the header has 2; check the quoting"),
         ('id,a\n"1,2\n', "not a CSV table (unexpected end of data); check the quoting"),
     ],
@@ -172,6 +230,14 @@ def test_what_is_said_of_columns_and_ids() -> None:
     require_unique_ids(["a", "b", "A"], "x")
     assert said(lambda: require_unique_ids(["a", "", ""], "x")) == (
         "x: 2 of the rows have an empty id (first: data row 2); every row needs its own id"
+    )
+    assert said(lambda: require_unique_ids(["a", "\u200b"], "x")) == (
+        "x: 1 of the rows have an empty id (first: data row 2); every row needs its own id"
+    )
+    require_unique_ids(["가", "나", "a b", "ab", "1", "１"], "x")
+    assert said(lambda: require_unique_ids(["a", "가", "a\u200b", "\u1100\u1161", "a"], "x")) == (
+        "x: 3 of the rows repeat an id that stands above (first id 'a\\u200b': looks like 'a'; id '\u1100\u1161': looks like "
+        "'\\uac00'; id 'a'); keep one of each"
     )
     assert said(lambda: require_unique_ids(["a\x1f", "b\x7f", "c"], "x")) == (
         "x: 2 of the rows have an id with a control character (first id 'a\\x1f'; id 'b\\x7f'); take it out"
