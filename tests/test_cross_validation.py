@@ -457,7 +457,9 @@ def test_the_data_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     Path("more.csv").replace("reports/train-suspicious.csv")
     before = {path.name: path.read_bytes() for path in Path("reports").iterdir()}
     for against in ([], ["--against", "reports/train-suspicious.csv"]):
-        with pytest.raises(InputError, match=r"train-suspicious.csv: is of a report with --oof, .*; give --oof, or move the"):
+        with pytest.raises(
+            InputError, match=r"train-suspicious.csv: is of a report with --oof, .*; give --oof, or move the"
+        ):
             train.main(["--train", "train.csv", *report[3:], "--overwrite", *against])
     with pytest.raises(InputError, match="reports/train-suspicious.csv is the input"):
         train.main(["--train", "train.csv", *report[3:], "--overwrite", *against, "--oof", "oof.probs.csv"])
