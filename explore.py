@@ -9,6 +9,7 @@ python explore.py --score data/valid.csv --bases a,b --finetune --train data/tra
 
 import argparse
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,11 +33,12 @@ from ksat.flags import (
 if TYPE_CHECKING:
     from ksat.bases import KnownBase
     from ksat.exploration import Settings
+    from ksat.files import Outputs
     from ksat.questions import Question
     from ksat.standings import Judged, Row
 
 EXPLORATIONS = Path("explorations")
-RESULTS = ("exploration.csv", "exploration.md", "exploration.png")
+RESULTS = ("exploration.csv", "exploration.png", "exploration.md")  # the last marks a whole set
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,8 +168,8 @@ def _find_or_read(name: str, flag: str, args: argparse.Namespace) -> "KnownBase"
 
 
 def _score(args: argparse.Namespace) -> None:
-    from ksat.exploration import parse_candidates, require_same, run_candidate
-    from ksat.files import lock, require_no_input
+    from ksat.exploration import outputs_of, parse_candidates, require_same, run_candidate
+    from ksat.files import Outputs, lock, require_no_input
     from ksat.predictions import read_answers
     from ksat.questions import read_questions
     from ksat.standings import judge, make_row, read_leaderboard
@@ -189,20 +191,22 @@ def _score(args: argparse.Namespace) -> None:
     if settings.folder.exists() and not settings.folder.is_dir():
         raise InputError(f"{settings.folder} is a file; choose another --out")
     results = [settings.folder / name for name in RESULTS]
-    require_no_input(
-        results, [args.score, args.answers, kinds_file(args.kinds), settings.train, args.leaderboard], "--out"
-    )
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    of_candidates = [path for candidate in candidates for path in outputs_of(candidate, settings)]
+    inputs = [args.score, args.answers, kinds_file(args.kinds), settings.train, args.leaderboard]
+    require_no_input([*results, *of_candidates], inputs, "--out")
     with lock(settings.folder, "exploration"):
         found = [path for path in results if path.exists()]
         if found and not any(settings.folder.glob("*.*ing.json")):  # of scoring or training, the mark of a candidate
             raise InputError(
                 f"{found[0]} exists and is of no exploration of ours; choose another --out, or move it away"
             )
+        # No command of a name of its own: what a kill has left of a set is always finished, and replaced once there is another.
+        outputs = Outputs(tuple(results), uuid.uuid4().hex)
+        outputs.settle()
         for candidate in candidates:
             require_same(candidate, settings)
         rows = [make_row(run_candidate(candidate, settings), judged, board) for candidate in candidates]
-        _report(args, settings, rows, judged)
+        _report(args, settings, rows, judged, outputs)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -236,11 +240,13 @@ def _require_apart(settings: "Settings", questions: "list[Question]") -> None:
         )
 
 
-def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", judged: "Judged") -> None:
-    """Prints the result and writes it as CSV, Markdown and picture."""
+def _report(
+    args: argparse.Namespace, settings: "Settings", rows: "list[Row]", judged: "Judged", outputs: "Outputs"
+) -> None:
+    """Prints the result and writes it as CSV, picture and Markdown; no picture, and over no earlier result, if no base was scored."""
     import pandas as pd
 
-    from ksat.files import write_atomic, write_text
+    from ksat.files import text_writer
     from ksat.metrics import count_positions
     from ksat.predictions import sizes_and_answers
     from ksat.questions import read_questions
@@ -265,16 +271,21 @@ def _report(args: argparse.Namespace, settings: "Settings", rows: "list[Row]", j
     text = "\n\n".join(parts)
     print(f"\n{text}")
     records = pd.DataFrame(standings_records([*rows, *baselines]))
-    table, markdown, picture = (settings.folder / name for name in RESULTS)
-    write_atomic(table, lambda beside: records.to_csv(beside, index=False))
     title = f"{len(judged.questions)} questions of {settings.questions.name}, {'fine-tuned' if settings.train else 'untuned'}"
-    write_text(markdown, f"# {title}\n\n{text}\n")
-    if ranking(rows):
-        _draw(args, picture, rows, baselines[0], title)
-    else:
-        picture.unlink(missing_ok=True)  # an older one is not of these rows
-    written = ", ".join(name for name in RESULTS if (settings.folder / name).exists())
-    print(f"\nwrote {written} in {settings.folder}")
+    table, picture, markdown = outputs.paths
+    writers = {
+        table: lambda path: records.to_csv(path, index=False),
+        picture: lambda path: _draw(args, path, rows, baselines[0], title),
+        markdown: text_writer(f"# {title}\n\n{text}\n"),
+    }
+    if not ranking(rows):
+        if found := [path for path in outputs.paths if path.exists()]:
+            raise InputError(
+                f"{found[0]}: stays as it is, for no base could be scored; mend what is said of them above, and run the same command again"
+            )
+        del writers[picture]
+    replace(outputs, paths=tuple(writers)).write(list(writers.values()))
+    print(f"\nwrote {', '.join(path.name for path in writers)} in {settings.folder}")
 
 
 def _draw(args: argparse.Namespace, path: Path, rows: "list[Row]", uniform: "Row", title: str) -> None:

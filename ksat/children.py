@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from ksat.files import told_of
+
 ROOT = Path(__file__).parent.parent
 _IS_CHILD = "KSAT_CHILD"
 
@@ -25,11 +27,16 @@ def run_script(command: Sequence[str], log: Path) -> str:
     Args:
         command: script and its flags, such as ("train.py", "--run", "a").
         log: a text file.
+
+    Raises:
+        InputError: the log can't be opened.
     """
     arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
     print(f"\n$ python {' '.join(command)}", file=sys.stderr, flush=True)
     lines: list[str] = []
-    with log.open("ab", buffering=0) as file:  # unbuffered: what a full disk refuses is not tried again at the end
+    with told_of(log):
+        file = log.open("ab", buffering=0)  # unbuffered: what a full disk refuses is not tried again at the end
+    with file:
         # A child that outlives us would score the same base twice once we are started again.
         process = subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",

@@ -82,25 +82,32 @@ def _close_bars() -> None:
             bar.close()
 
 
+_GONE = (errno.EPIPE, errno.EIO)  # a pipe's reader (`| head -1`), or a terminal
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _LastingFile(io.FileIO):
-    """stdout or stderr; once nobody reads it any more, all that is written goes to the null device."""
+    """stdout or stderr; once nobody reads it any more, or its disk is full, all that is written goes to the null device."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a pipe's reader is gone (`| head -1`), or a terminal
+            if error.errno not in _GONE + _FULL:
                 raise
+            failed = error
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self.fileno())  # of libraries and child processes, too
         os.close(null)
+        if failed.errno in _FULL and self.fileno() == 1:  # what it holds is cut, and the exit code does not say so
+            print(f"note: the output can't be written any more ({failed.strerror}); the work goes on", file=sys.stderr)
         return super().write(data)
 
 
 def _lasting(stream: TextIO | None, original: TextIO | None, descriptor: int) -> TextIO:
     """A process's own output stream made such that nothing which is printed ends the work; another one (a test's) as it is.
 
-    A console that lacks a character (cp949, latin-1, ascii) shows its escape; a closed pipe swallows what comes.
+    A console that lacks a character (cp949, latin-1, ascii) shows its escape; a closed pipe or a full disk swallows what comes.
     """
     if stream is not original:
         assert stream is not None

@@ -96,16 +96,23 @@ def parse_candidates(text: str) -> list[Candidate]:
     return candidates
 
 
+def outputs_of(candidate: Candidate, settings: Settings) -> tuple[Path, ...]:
+    """All files of a candidate in the exploration's folder."""
+    return _Paths(candidate, settings).files
+
+
 def require_same(candidate: Candidate, settings: Settings) -> None:
-    """Raises InputError if something else than this candidate with these settings lies in its place; with `overwrite` that is
-    dropped instead, and a trained run once the new one is complete."""
+    """Raises InputError if something else than this candidate with these settings lies in its place, or edited scores; with
+    `overwrite` the scores or the run of another one are replaced, once the new ones are complete."""
     paths = _Paths(candidate, settings)
     if settings.train is not None:
         require_name("--out and --bases give a run", paths.run.name)
-    scored, trained = _read(paths.scoring), _read(paths.training)
+    key, scoring, trained = _score_key(candidate, settings, None), _read(paths.scoring), _read(paths.training)
     if trained is not None:
         trained.pop("replaces", None)
-    other_scores = scored is not None and {**scored, "adapter": None} != _score_key(candidate, settings, None)
+    # An interrupted scoring of other settings has touched no finished scores: these are known by a mark of their own.
+    there = [{**mark, "adapter": None} for mark in (_finished_key(paths), scoring) if mark is not None]
+    other_scores = bool(there) and key not in there
     other_run = settings.train is not None and (
         trained != _train_key(candidate, settings) if trained is not None else paths.run.exists()
     )
@@ -114,11 +121,15 @@ def require_same(candidate: Candidate, settings: Settings) -> None:
             f"--out {settings.folder.name}: {candidate.name} was {'trained' if other_run else 'scored'} there with other questions, flags, "
             "files, versions or on another device; choose another --out, or --overwrite"
         )
+    if _are_edited(paths) and not settings.overwrite:
+        raise InputError(
+            f"{paths.probs}: is not as it was when it was scored; put it back, or --overwrite to score these questions again"
+        )
     if other_run:
         replaces = {"replaces": True} if require_replaceable([paths.run]) else {}
         write_json(paths.training, {**_train_key(candidate, settings), **replaces})
     if other_scores:
-        _drop_scores(paths, _score_key(candidate, settings, None))
+        _begin_scoring(paths, key)
 
 
 def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
@@ -134,12 +145,15 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
         adapter = read_run(paths.run).adapter_sha256
         trained_gib = _peak_memory(read_json(paths.run / "metrics.json"), paths.run / "metrics.json")
     key = _score_key(candidate, settings, adapter)
-    if _read(paths.scoring) != key:
-        _drop_scores(paths, key)  # of another adapter
-    if not (_read(paths.done) == key and paths.probs.exists() and paths.report.exists()):
+    finished = _finished_key(paths)
+    if finished != key:
+        if finished is None:
+            paths.done.unlink(missing_ok=True)  # it would call the next scores edited ones
+        if _read(paths.scoring) != key:
+            _begin_scoring(paths, key)  # with another adapter
         if reason := run_script(_scoring(candidate, settings, paths), paths.log):
             return Outcome(candidate, reason=reason)
-        write_json(paths.done, key)
+        write_json(paths.done, {**key, "probs_sha256": file_sha256(paths.probs)})
     report = read_json(paths.report)
     if report.get("test_sha256") != key["questions"]:
         return Outcome(
@@ -150,13 +164,29 @@ def run_candidate(candidate: Candidate, settings: Settings) -> Outcome:
     return Outcome(candidate, read_probs(paths.probs), {**report, "peak_memory_gib": peak})
 
 
-def _drop_scores(paths: "_Paths", key: dict[str, Any]) -> None:
-    """Forgets what was scored with another key, an interrupted scoring's journal included."""
+def _begin_scoring(paths: "_Paths", key: dict[str, Any]) -> None:
+    """Drops an interrupted scoring with another key; finished scores stay until the new ones take their place."""
     Journal.remove(paths.journal)
-    paths.done.unlink(missing_ok=True)
-    if key["trains"] is False:  # else it holds the training's
-        paths.log.unlink(missing_ok=True)
     write_json(paths.scoring, key)
+
+
+def _finished_key(paths: "_Paths") -> dict[str, Any] | None:
+    """The key of the finished scores; None if there are none, or not those that the mark was written for.
+
+    Between the names of new scores and that of their mark a kill leaves the mark of the former ones.
+    """
+    mark = _read(paths.done)
+    if mark is None or not paths.report.exists() or not paths.probs.exists():
+        return None
+    return mark if mark.pop("probs_sha256", None) == file_sha256(paths.probs) else None
+
+
+def _are_edited(paths: "_Paths") -> bool:
+    """Whether scores differ from those that their mark was written for, and nothing was scored since with another key."""
+    mark = _read(paths.done)
+    if mark is None or (written := mark.pop("probs_sha256", None)) is None or mark != _read(paths.scoring):
+        return False
+    return paths.probs.exists() and file_sha256(paths.probs) != written
 
 
 def _peak_memory(report: dict[str, Any], path: Path) -> float:
@@ -174,10 +204,9 @@ class _Paths:
 
     def __init__(self, candidate: Candidate, settings: Settings) -> None:
         self.stem = settings.folder / candidate.slug
-        names = ("probs.csv", "probs.json", "done.json", "scoring.json", "training.json", "log")
-        self.probs, self.report, self.done, self.scoring, self.training, self.log = (
-            self.stem.with_name(f"{self.stem.name}.{name}") for name in names
-        )
+        names = ("probs.csv", "probs.json", "done.json", "scoring.json", "training.json", "log", "csv")
+        self.files = tuple(self.stem.with_name(f"{self.stem.name}.{name}") for name in names)
+        self.probs, self.report, self.done, self.scoring, self.training, self.log, _ = self.files
         self.journal = self.probs.with_name(f".{self.probs.name}.partial")
         self.run = CHECKPOINTS / f"explore-{settings.folder.name}@{candidate.slug}"  # no slug has an @
 
@@ -226,7 +255,6 @@ def _train(candidate: Candidate, settings: Settings, paths: _Paths) -> str:
         return ""
     command = ["train.py", "--run", paths.run.name, how]
     if how == "--overwrite":
-        paths.log.unlink(missing_ok=True)
         write_json(paths.training, mark)
         command += ["--train", str(settings.train), *_base_flags(candidate)]
     if reason := run_script([*command, *settings.flags], paths.log):

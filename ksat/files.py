@@ -32,7 +32,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """
     with _removed_unless_done([path]):
         _fill_beside(path, write)
-        with _told_of(path):
+        with told_of(path):
             _beside(path).replace(path)
 
 
@@ -42,7 +42,7 @@ def _beside(path: Path) -> Path:
 
 
 def _fill_beside(path: Path, write: Callable[[Path], None]) -> None:
-    with _told_of(path):
+    with told_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(_beside(path))
         with _beside(path).open("rb") as file:
@@ -50,7 +50,7 @@ def _fill_beside(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextlib.contextmanager
-def _told_of(path: Path) -> Iterator[None]:
+def told_of(path: Path) -> Iterator[None]:
     """Turns an OSError into a line that names the file."""
     try:
         yield

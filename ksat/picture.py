@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ksat.files import write_atomic
 from ksat.standings import Row
 
 WIDTH, HEIGHT = 9.0, 5.5  # inches
@@ -16,7 +15,7 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     """Writes the picture: a point a base with its 95 % interval, labelled without overlap; guessing and the GPU as lines.
 
     Args:
-        path: of the PNG file.
+        path: of the PNG file, whatever its ending.
         rows: with figures.
         uniform: accuracy of guessing.
         limit_gib: memory of the GPU; None on a machine without one.
@@ -54,7 +53,7 @@ def draw(path: Path, rows: Sequence[Row], *, uniform: float, limit_gib: float | 
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     _label(axes, [row.name.rsplit("/", 1)[-1] for row in rows], xs, ys, below, above, limit_gib)
-    write_atomic(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    figure.savefig(path, format="png", dpi=150)
     plt.close(figure)
 
 

@@ -13,15 +13,21 @@ from ksat.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, bad_rows, 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(code: str, *, shell: str = "", **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """A script whose main is `code`, under its own exit_code; `shell` stands behind it, {} for the command itself."""
+def run(code: str, *, shell: str = "", limit: int = 0, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    """A script whose main is `code`, under its own exit_code; `shell` stands behind it, `limit` is the KiB that a file may have."""
     indented = "".join(f"    {line}\n" for line in code.splitlines())
     program = (
         f"import sys\nfrom ksat.errors import InputError, exit_code\ndef main():\n{indented}sys.exit(exit_code(main))\n"
     )
     command = [sys.executable, "-c", program]
     if shell:
-        command = ["bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", *command]
+        command = [
+            "bash",
+            "-c",
+            f'set -o pipefail; {f"ulimit -f {limit}; " if limit else ""}"$@" {shell}',
+            "bash",
+            *command,
+        ]
     return subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | environment, check=False)
 
 
@@ -93,6 +99,26 @@ def test_a_closed_pipe_costs_no_work(tmp_path: Path, stream: str) -> None:
     assert result.stdout.decode() == "가" * 20 + "\n"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_disk_under_a_stream_costs_no_work(tmp_path: Path, stream: str) -> None:
+    done = tmp_path / "done"
+    code = f"for i in range(3000):\n    print('가' * 20, file=sys.{stream}, flush=i % 100 == 0)\nopen({str(done)!r}, 'w').close()"
+    note = b"note: the output can't be written any more (No space left on device); the work goes on\n"
+    result = run(code, shell=f"{'' if stream == 'stdout' else '2'}>/dev/full")
+    assert (result.returncode, result.stdout) == (0, b"")
+    assert result.stderr == (note if stream == "stdout" else b"")
+    assert done.exists()
+    # The largest size that a file may have here: what fits is kept.
+    result = run(
+        f"{code}\nraise InputError('bad')", shell=f"{'' if stream == 'stdout' else '2'}>{tmp_path}/log", limit=8
+    )
+    assert result.returncode == EXIT_BAD_INPUT
+    assert 0 < (tmp_path / "log").stat().st_size <= 8 * 1024
+    assert b"Traceback" not in result.stderr
+    # Both at once, and an error behind them.
+    assert run(f"{code}\nraise InputError('bad')", shell=">/dev/full 2>/dev/full").returncode == EXIT_BAD_INPUT
+
+
 def test_streams_that_are_closed_from_the_start_cost_no_work(tmp_path: Path) -> None:
     done = tmp_path / "done"
     code = f"f = open({str(done)!r}, 'w')\nprint('가', flush=True)\nprint('나', file=sys.stderr)\nf.write('all')\nf.close()"
@@ -124,6 +150,11 @@ def test_a_child_s_words_reach_its_log_whatever_the_console(
     assert children.run_script(["script.py"], tmp_path / "log") == "나쁨 é"
     assert children.run_script(["script.py"], Path("/dev/full")) == "나쁨 é"  # a full disk under the log
     assert (tmp_path / "log").read_text(encoding="utf-8") == "가 ⟦1⟧ 👍\nerror: 나쁨 é\n"
+
+
+def test_a_folder_in_a_log_s_place_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"can't be written \(Is a directory\); nothing was changed, free or choose"):
+        children.run_script(["script.py"], tmp_path)
 
 
 def test_what_ctrl_c_says_fits_the_script() -> None:

@@ -1,6 +1,7 @@
 """explore.py on real (tiny) bases: every candidate in a process of its own, kept when it is done, a row when it fails."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import inference
 from ksat import exploration
 from ksat.errors import InputError, exit_code
 from ksat.exploration import Candidate, parse_candidates
-from ksat.files import write_json
+from ksat.files import file_sha256, write_json
 from ksat.identity import identify_local
 from ksat.questions import read_questions
 
@@ -214,7 +215,8 @@ def test_each_base_is_trained_first(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.exists()
     before = (run / "run.json").read_bytes()
     exploration.require_same(candidate, replace(other, overwrite=True))
-    assert not Path(f"explorations/apart-tuned/{slug}.done.json").exists()
+    assert read_probs(Path(f"explorations/apart-tuned/{slug}.probs.csv")) == tuned
+    assert exploration._finished_key(exploration._Paths(candidate, other)) is not None  # until there are others
     ran: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:  # the older run stays until the new one is complete
         patch.setattr(exploration, "run_script", lambda command, log: ran.append(command) or "stopped here")
@@ -304,15 +306,122 @@ def test_a_result_is_never_an_input(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert board.read_text() == f"id,kind\n{kinds}"
 
 
+def test_no_file_of_a_candidate_is_an_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exploration, "run_script", lambda *_: "not run")
+    folder = Path("explorations/gold")
+    folder.mkdir(parents=True)
+    gold = "id,answer\n" + "".join(f"{question.id},1\n" for question in read_questions("valid.csv"))
+    command = ["--score", "valid.csv", "--bases", "some/body,nobody/nothing", "--out", "gold", "--overwrite", *CPU]
+    for ending in ("csv", "probs.csv", "probs.json", "done.json", "scoring.json", "training.json", "log"):
+        path = folder / f"nobody-nothing.{ending}"
+        path.write_text(gold)
+        with pytest.raises(
+            InputError, match=f"--out: .*nobody-nothing.{ending} is the input .* itself; choose another"
+        ):
+            explore.main([*command, "--answers", str(path)])
+        assert path.read_text() == gold
+        path.unlink()
+    (folder / "some-body.log").mkdir()
+    with pytest.raises(InputError, match="--out: .*some-body.log is a folder, where a file is to be written"):
+        explore.main(command)
+
+
+def test_overwrite_replaces_what_works_by_what_works(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores and results stay until the new ones are complete; a kill in between never gives one's scores for the other's."""
+    run_children_here(monkeypatch)
+    write_questions(Path("once.csv"), make_questions(9, first=80))
+    command = ["--score", "once.csv", "--bases", str(base_folder()), *CPU]
+    other = [*command, "--limit", "6", "--overwrite"]
+    folder, slug = Path("explorations/once"), Candidate(str(base_folder())).slug
+    probs, really = folder / f"{slug}.probs.csv", exploration.run_script
+
+    def look() -> dict[str, bytes]:
+        passing = (f"{slug}.scoring.json", f"{slug}.log")
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in passing}
+
+    def killed(*how: object) -> str:
+        really(*how)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    explore.main(command)
+    before = look()
+    assert {"exploration.csv", "exploration.md", "exploration.png", f"{slug}.done.json"} < before.keys()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exploration, "run_script", lambda *_: "NaN in its weights")
+        with pytest.raises(InputError, match="exploration.csv: stays as it is, for no base could be scored; mend"):
+            explore.main(other)
+        assert look() == before
+        explore.main(command)  # nothing of it is scored again
+        assert look() == before
+        patch.setattr(exploration, "run_script", killed)
+        with pytest.raises(KeyboardInterrupt):
+            explore.main(other)
+        assert len(read_probs(probs)) == 6
+        assert {name: text for name, text in look().items() if slug not in name} == {
+            name: text for name, text in before.items() if slug not in name
+        }
+        with pytest.raises(InputError, match="was scored there with other questions"):
+            explore.main(command)
+        patch.undo()
+        explore.main(other)
+        assert (len(read_probs(probs)), records("once")[str(base_folder())]["questions"]) == (6, "6")
+        patch.setattr(exploration, "run_script", killed)
+        with pytest.raises(KeyboardInterrupt):
+            explore.main([*command, "--overwrite"])
+    assert len(read_probs(probs)) == 9
+    explore.main(other)
+    assert len(read_probs(probs)) == 6
+
+    probs.write_text(probs.read_text() + "\n")
+    edited = look()
+    with pytest.raises(InputError, match="probs.csv: is not as it was when it was scored; put it back, or --overwrite"):
+        explore.main(other[:-1])
+    assert look() == edited
+
+
+def test_the_results_are_replaced_together(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk under the picture leaves the table and the text of before."""
+    run_children_here(monkeypatch)
+    write_questions(Path("together.csv"), make_questions(9, first=80))
+    command = ["--score", "together.csv", "--bases", str(base_folder()), *CPU]
+    explore.main(command)
+    Path("know.csv").write_text(f"base,public,private\n{base_folder()},0.71,\n")
+    results = [Path("explorations/together") / name for name in explore.RESULTS]
+    before = [path.read_bytes() for path in results]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ksat.picture.draw", full)
+        with pytest.raises(InputError, match=r"exploration.png: can't be written \(No space left on device\)"):
+            explore.main([*command, "--leaderboard", "know.csv"])
+    assert [path.read_bytes() for path in results] == before
+    assert not list(results[0].parent.glob(".*.tmp"))
+    explore.main([*command, "--leaderboard", "know.csv"])
+    assert records("together")[str(base_folder())]["public"] == "0.71"
+
+
+def test_a_file_in_the_place_of_explorations_is_a_line(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("explorations").touch()
+    flags = ["--score", str(here / "valid.csv"), "--bases", "nobody/nothing", *CPU]
+    assert exit_code(lambda: explore.main(flags)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: explorations/valid: can't be locked (") and "choose another place" in line
+
+
 def test_damaged_results_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = exploration.Settings(Path("valid.csv"), Path("explorations/damaged"), tuple(CPU))
     settings.folder.mkdir(parents=True)
     candidate = Candidate("nobody/nothing")
     paths = exploration._Paths(candidate, settings)
     key = exploration._score_key(candidate, settings, None)
-    for path in (paths.scoring, paths.done):
-        write_json(path, key)
     paths.probs.touch()
+    write_json(paths.scoring, key)
+    write_json(paths.done, {**key, "probs_sha256": file_sha256(paths.probs)})
     for report in ({"test_sha256": key["questions"]}, {"test_sha256": key["questions"], "peak_memory_gib": "much"}):
         write_json(paths.report, report)
         with pytest.raises(InputError, match=r"probs.json: peak_memory_gib is .* run again with --overwrite"):

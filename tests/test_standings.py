@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import make_questions
 
@@ -194,11 +195,13 @@ def test_labels_of_the_picture_do_not_overlap(judged: Judged, tmp_path: Path, mo
     ]
     boxes = []
 
-    def save(path: Path, write: Any) -> None:
-        boxes.extend(text.get_window_extent() for text in kept)
-        write(path)
+    savefig = Figure.savefig
 
-    monkeypatch.setattr("ksat.picture.write_atomic", save)
+    def save(figure: Figure, *where: Any, **how: Any) -> None:
+        boxes.extend(text.get_window_extent() for text in kept)
+        savefig(figure, *where, **how)
+
+    monkeypatch.setattr(Figure, "savefig", save)
     draw(tmp_path / "x.png", close, uniform=0.25, limit_gib=31.7, memory="V100 32 GB", title="120 questions")
     assert len(boxes) == 12
     overlaps = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]

@@ -251,7 +251,17 @@ def explore_scenarios(world: World) -> list[Scenario]:
         "300",
         *CPU,
     )
-    return [Scenario("explore --score", Command("explore.py", flags), starts_children=True)]
+    other = Command(
+        "explore.py", ("--score", "data/train.csv", "--bases", f"{BASE},{OTHER_BASE}", "--out", "old", *CPU)
+    )
+    ended = run(other, world.folder)  # here, for no other campaign needs it
+    if ended.code != 0:
+        raise RuntimeError(f"{other} ended with {ended.code}: {ended.output}")
+    anew = ("--limit", "9", "--pack-tokens", "300", "--overwrite")
+    return [
+        Scenario("explore --score", Command("explore.py", flags), starts_children=True),
+        Scenario("explore --overwrite", other.with_flags(*anew), starts_children=True),
+    ]
 
 
 def soup_scenarios(world: World) -> list[Scenario]:
