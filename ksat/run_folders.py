@@ -11,6 +11,7 @@ anew, and whatever has the place keeps it until the new run is complete.
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,6 +275,23 @@ def seal(folder: Path) -> None:
 def is_sealed(folder: Path) -> bool:
     """Whether a folder was written to its end."""
     return (folder / SEAL).exists()
+
+
+def whole_saves(folder: Path) -> Iterator[Path]:
+    """The trainer's checkpoints in a folder that are as they were written, the newest, by step number, first.
+
+    Those that were damaged since are named on stderr.
+    """
+    for path in sorted(filter(is_sealed, folder.glob("checkpoint-*")), key=step_of, reverse=True):
+        if (file := damaged_file(path)) is None:
+            yield path
+        else:
+            print(f"{path}: {file} is damaged; training goes on from what was saved before", file=sys.stderr)
+
+
+def step_of(save: Path) -> int:
+    """The step behind which a checkpoint of the trainer was written."""
+    return int(save.name.rsplit("-", 1)[1])
 
 
 def damaged_file(folder: Path) -> str | None:
