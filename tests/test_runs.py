@@ -145,11 +145,14 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_rslora": True, "alpha_pattern": {}}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A finished run, whose adapter's files are two short texts."""
+    """A finished run, whose adapter's weights are a short text."""
     write_text(tmp_path / "adapter/adapter_model.safetensors", "weights")
-    write_text(tmp_path / "adapter/adapter_config.json", "{}")
+    write_json(tmp_path / "adapter/adapter_config.json", CONFIG)
     hashes = {
         name: file_sha256(tmp_path / "adapter" / file)
         for name, file in (
@@ -217,6 +220,17 @@ def test_runs_of_the_format_before_are_taken_with_a_note(folder: Path, capsys: p
     stored = read_json(folder / "run.json")
     new = ("sha256", "adapter_config_sha256", "base_identity")
     write_json(folder / "run.json", {k: v for k, v in stored.items() if k not in new} | {"format": 1})
+    for name, value in (
+        ("lora_alpha", 999),
+        ("use_rslora", False),
+        ("r", 4),
+        ("peft_type", "IA3"),
+        ("alpha_pattern", {"q_proj": 9}),
+    ):
+        write_json(folder / "adapter/adapter_config.json", CONFIG | {name: value})
+        with pytest.raises(InputError, match=f"adapter_config.json: {name} is .*, the run was trained with "):
+            read_run(folder)
+    write_json(folder / "adapter/adapter_config.json", CONFIG)
     run = read_run(folder)
     assert (run.scale, run.base_identity) == (3.5, {})
     assert run.adapter_config_sha256 == file_sha256(folder / "adapter/adapter_config.json")
