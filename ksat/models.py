@@ -129,8 +129,11 @@ def import_engine(engine: Engine) -> None:
     if engine != "unsloth":
         return
     try:
-        import unsloth  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
-    except Exception as error:  # it looks at the machine and at other packages, and raises whatever it meets there
+        from unsloth import FastLanguageModel  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # it looks at the machine and at other packages, and raises whatever it meets there
         raise InputError(
             f"engine unsloth: the package is installed and can't be imported ({type(error).__name__}: {_first_line(error)}); mend that, "
             "or use --engine transformers"
@@ -224,7 +227,7 @@ def _unloadable(base: str, text: str, flag: str) -> InputError:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

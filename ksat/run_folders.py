@@ -147,7 +147,16 @@ def settle_run(place: Path) -> None:
         InputError: see RunFolder.settle.
     """
     run = RunFolder(place if place.name not in ("", "..") else place.resolve())  # no names to put something beside
-    if run.place.name and run.has_leftovers:
+    try:
+        needed = run.place.name and run.has_leftovers
+    except (
+        OSError
+    ) as error:  # a folder of 250 bytes may have been copied here: what would lie beside it has more than a name can
+        raise InputError(
+            f"{place}: what a kill may have left beside it can't be looked at ({error.strerror or error}); give the folder a shorter name, or "
+            "mend its rights"
+        ) from error
+    if needed:
         with contextlib.suppress(LockedError), _lock(run.place):
             run.settle()
 

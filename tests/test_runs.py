@@ -12,7 +12,17 @@ import pytest
 
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, exit_code
 from ksat.files import file_sha256, read_json, write_atomic, write_json, write_text
-from ksat.runs import RUN_RULES, SETTING_RULES, Run, read_run, read_settings, write_run, write_settings
+from ksat.run_folders import settle_run
+from ksat.runs import (
+    RUN_RULES,
+    SETTING_RULES,
+    Run,
+    read_run,
+    read_settings,
+    require_same_run,
+    write_run,
+    write_settings,
+)
 from ksat.sealed import write_sealed
 
 
@@ -271,6 +281,15 @@ def test_leftovers_go_when_a_run_is_read_and_are_in_nobody_s_way_where_nothing_c
     read_run(place)
     assert not old.exists()
     assert not (place / "trainer").exists()
+
+
+def test_a_run_whose_name_leaves_no_room_for_leftovers_beside_it_is_read(folder: Path) -> None:
+    """Not made by train.py, which takes 200 bytes, but copied or renamed."""
+    place = folder.rename(folder.with_name("가" * 84))
+    assert read_run(place).scale == 3.5
+    require_same_run(place, read_run(place))
+    with pytest.raises(InputError, match=r"can't be looked at \(File name too long\); give the folder a shorter name"):
+        settle_run(place)
 
 
 def test_settings_without_a_rule_are_not_written(tmp_path: Path) -> None:
