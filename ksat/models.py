@@ -184,15 +184,22 @@ def base_path(base: str) -> str:
 
 
 @contextlib.contextmanager
-def _clear_memory_errors(base: str) -> Iterator[None]:
+def _clear_memory_errors(settings: LoadSettings) -> Iterator[None]:
     """Turns a GPU that is full into one line."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
+        # A run has its base and its weights.
+        own = (
+            ["take a smaller base", *([] if settings.nf4 else ["--quantization nf4"])]
+            if settings.flag == "--base"
+            else []
+        )
         raise InputError(
-            f"--base {base}: out of memory while loading it ({_first_line(error)}); take a smaller base, nf4, or more --gpu-memory"
+            f"{settings.flag} {settings.base}: out of memory while loading it ({_first_line(error)}); "
+            f"{' or '.join([*own, 'give it more memory (--gpu-memory, a larger GPU)'])}"
         ) from error
 
 
@@ -282,7 +289,7 @@ def load(
 
     settings = replace(settings, share_prefixes=settings.share_prefixes and not _needs_rows(settings.base))
     tokenizer = load_tokenizer(settings.base, flag=settings.flag, trust_remote_code=settings.trust_remote_code)
-    with _clear_memory_errors(settings.base):
+    with _clear_memory_errors(settings):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
         if settings.offload_embedding:
             offload_embedding(model, settings.base)
@@ -294,8 +301,9 @@ def load(
     autocasts = settings.engine == "unsloth" or not _fuse(model, settings)
     model.eval()
     return LanguageModel(
-        model, tokenizer, engine=settings.engine, dtype=settings.dtype, layout=_layout(settings), autocasts=autocasts
-    )
+        model, tokenizer, engine=settings.engine, dtype=settings.dtype, layout=_layout(settings), autocasts=autocasts,
+        is_run=adapter is not None,
+    )  # fmt: skip
 
 
 def _put_adapter(model: Any, adapter: Path, base: str) -> Any:

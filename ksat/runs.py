@@ -177,8 +177,15 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"--ckpt {folder}: no such folder; expected checkpoints/<run> as train.py writes it")
     path = folder / "run.json"
     if not path.exists():
+        is_started = (folder / "settings.json").exists()
+        name = folder.resolve().name
         raise InputError(
-            f"--ckpt {folder}: no run.json; the run is not finished: python train.py --run {folder.resolve().name} --resume"
+            f"--ckpt {folder}: no run.json; "
+            + (
+                f"the run is not finished: python train.py --run {name} --resume"
+                if is_started
+                else "expected checkpoints/<run> as train.py writes it"
+            )
         )
     fields = read_json(path)
     if fields.get("format") not in (1, RUN_FORMAT):

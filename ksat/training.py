@@ -486,9 +486,13 @@ def train(
         with callback.open_bar:  # closed before an error's line
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
+        # A child's settings are those of whoever started it.
+        otherwise = (
+            ", or start another --run with a lower --max-tokens or --rank" if how_to_go_on() == "--resume" else ""
+        )
         raise InputError(
             f"out of memory with the largest pack of --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower "
-            f"--pack-tokens and {how_to_go_on()}, or start another --run with a lower --max-tokens or --rank"
+            f"--pack-tokens and {how_to_go_on()}{otherwise}"
         ) from error
     except Exception as error:
         if (reason := _write_failure(error)) is None:

@@ -133,6 +133,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_inference_asks_with_the_run_s_prompt_scale_and_limit_of_tokens(trained: Trained) -> None:
     """Its probabilities are those of a by-hand softmax of the run's scale times the scores of the run's prompts."""
     model, questions = trained.model(), read_questions(trained.folder / "data" / "test.csv")
+    assert model.is_run  # whom nobody tells to take another base
     encoded = [encoder(model).encode(question) for question in questions]
     assert sum(question.num_cut_characters > 0 for question in encoded) >= 2
     expected = probabilities(score_questions(model, encoded, pack_tokens=4096), SCALE)

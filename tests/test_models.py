@@ -187,9 +187,15 @@ def test_out_of_memory_while_loading_does_not_blame_the_name(monkeypatch: pytest
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(
-        InputError, match=r"out of memory while loading it \(CUDA.*\); take a smaller base, nf4, or more"
+        InputError,
+        match=r"^--base .* out of memory while loading it \(CUDA.*\); take a smaller base or --quantization nf4 or give it more",
     ):
         load_base(base_folder())
+    with pytest.raises(InputError, match=r"; take a smaller base or give it more memory"):
+        load_base(base_folder(), nf4=True)
+    of_run = LoadSettings(str(base_folder()), "transformers", CPU, "float32", False, 2048, flag="--ckpt r, base")
+    with pytest.raises(InputError, match=r"^--ckpt r, base .*; give it more memory \(--gpu-memory, a larger GPU\)$"):
+        load(of_run)
 
 
 def test_a_bug_while_the_lora_is_made_is_not_blamed_on_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
