@@ -398,6 +398,8 @@ def _train(
             loop,
             folder=folder / "trainer",
             after_epoch=validation.after_epoch,
+            on_save=validation.keep_in,
+            go_on_from=validation.go_on_from,
             memory=StepMemory(model, plan),
         )
     return validation

@@ -34,8 +34,17 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, engine: Engine, dtype: str, layout: Layout, autocasts: bool
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        engine: Engine,
+        dtype: str,
+        layout: Layout,
+        autocasts: bool,
+        is_run: bool = False,
     ) -> None:
+        self.is_run = is_run
         self.model, self.tokenizer, self.engine, self.dtype, self.layout = model, tokenizer, engine, dtype, layout
         self.autocasts = autocasts and dtype in ("float16", "bfloat16")
         self.device = next(model.parameters()).device

@@ -132,8 +132,11 @@ def import_engine(engine: Engine) -> None:
     if engine != "unsloth":
         return
     try:
-        import unsloth  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
-    except Exception as error:  # it looks at the machine and at other packages, and raises whatever it meets there
+        from unsloth import FastLanguageModel  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # it looks at the machine and at other packages, and raises whatever it meets there
         raise InputError(
             f"engine unsloth: the package is installed and can't be imported ({type(error).__name__}: {_first_line(error)}); mend that, "
             "or use --engine transformers"
@@ -184,15 +187,22 @@ def base_path(base: str) -> str:
 
 
 @contextlib.contextmanager
-def _clear_memory_errors(base: str) -> Iterator[None]:
+def _clear_memory_errors(settings: LoadSettings) -> Iterator[None]:
     """Turns a GPU that is full into one line."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
+        # A run has its base and its weights.
+        own = (
+            ["take a smaller base", *([] if settings.nf4 else ["--quantization nf4"])]
+            if settings.flag == "--base"
+            else []
+        )
         raise InputError(
-            f"--base {base}: out of memory while loading it ({_first_line(error)}); take a smaller base, nf4, or more --gpu-memory"
+            f"{settings.flag} {settings.base}: out of memory while loading it ({_first_line(error)}); "
+            f"{' or '.join([*own, 'give it more memory (--gpu-memory, a larger GPU)'])}"
         ) from error
 
 
@@ -227,7 +237,7 @@ def _unloadable(base: str, text: str, flag: str) -> InputError:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 
@@ -282,7 +292,7 @@ def load(
 
     settings = replace(settings, share_prefixes=settings.share_prefixes and not _needs_rows(settings.base))
     tokenizer = load_tokenizer(settings.base, flag=settings.flag, trust_remote_code=settings.trust_remote_code)
-    with _clear_memory_errors(settings.base):
+    with _clear_memory_errors(settings):
         model = _load_unsloth(settings) if settings.engine == "unsloth" else _load_transformers(settings)
         if settings.offload_embedding:
             offload_embedding(model, settings.base)
@@ -294,8 +304,9 @@ def load(
     autocasts = settings.engine == "unsloth" or not _fuse(model, settings)
     model.eval()
     return LanguageModel(
-        model, tokenizer, engine=settings.engine, dtype=settings.dtype, layout=_layout(settings), autocasts=autocasts
-    )
+        model, tokenizer, engine=settings.engine, dtype=settings.dtype, layout=_layout(settings), autocasts=autocasts,
+        is_run=adapter is not None,
+    )  # fmt: skip
 
 
 def _put_adapter(model: Any, adapter: Path, base: str) -> Any:

@@ -11,6 +11,7 @@ anew, and whatever has the place keeps it until the new run is complete.
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,16 @@ def settle_run(place: Path) -> None:
         InputError: see RunFolder.settle.
     """
     run = RunFolder(place if place.name not in ("", "..") else place.resolve())  # no names to put something beside
-    if run.place.name and run.has_leftovers:
+    try:
+        needed = run.place.name and run.has_leftovers
+    except (
+        OSError
+    ) as error:  # a folder of 250 bytes may have been copied here: what would lie beside it has more than a name can
+        raise InputError(
+            f"{place}: what a kill may have left beside it can't be looked at ({error.strerror or error}); give the folder a shorter name, or "
+            "mend its rights"
+        ) from error
+    if needed:
         with contextlib.suppress(LockedError), _lock(run.place):
             run.settle()
 
@@ -274,6 +284,23 @@ def seal(folder: Path) -> None:
 def is_sealed(folder: Path) -> bool:
     """Whether a folder was written to its end."""
     return (folder / SEAL).exists()
+
+
+def whole_saves(folder: Path) -> Iterator[Path]:
+    """The trainer's checkpoints in a folder that are as they were written, the newest, by step number, first.
+
+    Those that were damaged since are named on stderr.
+    """
+    for path in sorted(filter(is_sealed, folder.glob("checkpoint-*")), key=step_of, reverse=True):
+        if (file := damaged_file(path)) is None:
+            yield path
+        else:
+            print(f"{path}: {file} is damaged; training goes on from what was saved before", file=sys.stderr)
+
+
+def step_of(save: Path) -> int:
+    """The step behind which a checkpoint of the trainer was written."""
+    return int(save.name.rsplit("-", 1)[1])
 
 
 def damaged_file(folder: Path) -> str | None:

@@ -191,8 +191,15 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"--ckpt {folder}: no such folder; expected checkpoints/<run> as train.py writes it")
     path = folder / "run.json"
     if not path.exists():
+        is_started = (folder / "settings.json").exists()
+        name = folder.resolve().name
         raise InputError(
-            f"--ckpt {folder}: no run.json; the run is not finished: python train.py --run {folder.resolve().name} --resume"
+            f"--ckpt {folder}: no run.json; "
+            + (
+                f"the run is not finished: python train.py --run {name} --resume"
+                if is_started
+                else "expected checkpoints/<run> as train.py writes it"
+            )
         )
     fields = read_json(path)
     if fields.get("format") not in (1, RUN_FORMAT):
@@ -214,6 +221,7 @@ def read_run(folder: Path) -> Run:
                 f"{file}: cut or changed (sha256 {found[:12]}…, run.json says {expected[:12]}…); copy it again or train again"
             )
     if is_old:
+        _require_config_of(run, config)
         print(
             f"note: {folder} is of an earlier version: whether its settings were edited can't be told", file=sys.stderr
         )
@@ -237,6 +245,22 @@ def require_same_run(folder: Path, run: Run) -> None:
     """
     if read_run(folder) != run:
         raise InputError(f"{folder}: another run took its place while it was read; run the same command again")
+
+
+def _require_config_of(run: Run, config: Path) -> None:
+    """Of a run of format 1, which has no digest of the adapter's configuration: what scales the adapter is what was trained.
+
+    Raises:
+        InputError: it is not.
+    """
+    found = read_json(config)
+    names = {"rank": "r", "alpha": "lora_alpha", "rslora": "use_rslora"}  # a soup's settings have the rank alone
+    wanted = {names[name]: run.settings[name] for name in names if name in run.settings}
+    for name, value in {"peft_type": "LORA", "alpha_pattern": {}, **wanted}.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{config}: {name} is {found.get(name)!r:.80}, the run was trained with {value!r}; copy it again, or train the run again"
+            )
 
 
 def _upgrade(fields: Mapping[str, Any], config: Path) -> dict[str, Any]:

@@ -40,12 +40,12 @@ def choice_probs(scores: FloatArray, scale: float) -> FloatArray:
     return np.asarray(weights / np.nansum(weights, axis=1, keepdims=True))
 
 
-def finite_remedy(dtype: str) -> str:
-    """What helps where a model's scores are not finite in this dtype."""
+def finite_remedy(dtype: str, *, is_run: bool = False) -> str:
+    """What helps where the scores of a base, or of a run on the base that it was trained on, are not finite in this dtype."""
     wider = {"float16": "use --dtype bfloat16 or float32, or ", "bfloat16": "use --dtype float32, or "}.get(
         dtype, "use "
     )
-    return f"{wider}another base"
+    return f"{wider}another {'run' if is_run else 'base'}"
 
 
 def score_questions(
@@ -96,7 +96,7 @@ def score_questions(
                 with torch.no_grad():
                     scores = model.choice_scores(pack).double().cpu().numpy()
             except torch.OutOfMemoryError as error:
-                waiting = _halved(questions, rows, waiting, error)
+                waiting = _halved(questions, rows, waiting, error, is_run=model.is_run)
                 torch.cuda.empty_cache()
                 continue
             fresh = _finite_scores(model, questions, pack, scores)
@@ -128,14 +128,19 @@ def average_orders(questions: Sequence[EncodedQuestion], scores: FloatArray) -> 
 
 
 def _halved(
-    questions: Sequence[EncodedQuestion], rows: list[int], waiting: list[list[int]], error: Exception
+    questions: Sequence[EncodedQuestion],
+    rows: list[int],
+    waiting: list[list[int]],
+    error: Exception,
+    *,
+    is_run: bool = False,
 ) -> list[list[int]]:
     """The packs that are left, this one and every other that is as large cut in two."""
     if len(rows) == 1:
         question = questions[rows[0]]
+        remedy = "use a GPU with more memory, or another run" if is_run else "lower --max-tokens, or use a smaller base"
         raise InputError(
-            f"question {question.id!r}: out of memory with this question alone ({len(question.prompt_ids)} tokens); lower "
-            "--max-tokens, or use a smaller base"
+            f"question {question.id!r}: out of memory with this question alone ({len(question.prompt_ids)} tokens); {remedy}"
         ) from error
     halves: list[list[int]] = []
     for pack in [rows, *waiting]:
@@ -154,7 +159,7 @@ def _finite_scores(
         if not np.isfinite(own).all():
             raise InputError(
                 f"question {question.id!r}: the model's score is not finite ({own.tolist()}, first in "
-                f"{model.first_overflow(pack) or 'the head'}); {finite_remedy(model.dtype)}"
+                f"{model.first_overflow(pack) or 'the head'}); {finite_remedy(model.dtype, is_run=model.is_run)}"
             )
         result[question.key] = own.tolist()
     return result

@@ -30,7 +30,7 @@ from ksat.errors import InputError
 from ksat.files import write_text
 from ksat.language_model import LanguageModel
 from ksat.packing import Pack, build_pack, plan_packs
-from ksat.run_folders import CURVES, damaged_file, is_sealed, seal
+from ksat.run_folders import CURVES, is_sealed, seal, step_of, whole_saves
 from ksat.scoring import finite_remedy, progress_bar
 from ksat.step_memory import StepMemory, out_of_memory
 
@@ -320,10 +320,13 @@ class RunCallback(TrainerCallback):
         num_questions: int,
         log_path: Path,
         after_epoch: Callable[[int], bool],
+        on_save: Callable[[Path], None],
         memory: StepMemory,
+        *,
+        scores_again: bool = False,
     ) -> None:
         self.settings, self.num_questions, self.log_path = settings, num_questions, log_path
-        self.after_epoch, self.memory = after_epoch, memory
+        self.after_epoch, self.keep, self.memory, self.scores_again = after_epoch, on_save, memory, scores_again
         self.last_save = time.monotonic()
         self.open_bar = contextlib.ExitStack()
 
@@ -335,6 +338,8 @@ class RunCallback(TrainerCallback):
             progress_bar("training", self.settings.epochs * self.num_questions, done)
         )
         self.per_epoch, self.last_save = per_epoch, time.monotonic()
+        if self.scores_again and epochs_done and not steps:
+            self.after_epoch(epochs_done)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         short = self.per_epoch * self.settings.questions_per_step - self.num_questions
@@ -363,25 +368,15 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         processes.wait()  # each process writes the state of its random numbers there
         if processes.is_main():
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            save = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.keep(save)
+            seal(save)
         self.last_save = time.monotonic()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest trainer checkpoint, by step number, that is as it was written; None if there is none.
-
-    Those that were damaged since are named on stderr.
-    """
-    sealed = [path for path in folder.glob("checkpoint-*") if is_sealed(path)]
-    for path in sorted(sealed, key=_step, reverse=True):
-        if (file := damaged_file(path)) is None:
-            return path
-        print(f"{path}: {file} is damaged; training goes on from what was saved before", file=sys.stderr)
-    return None
-
-
-def _step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+    """The newest checkpoint of the trainer that is as it was written; None if there is none."""
+    return next(whole_saves(folder), None)
 
 
 def check_logger(name: str) -> None:
@@ -399,7 +394,13 @@ def check_logger(name: str) -> None:
 def _forget_log_after(path: Path, step: int) -> None:
     """Drops what a resumed run will log again, the summary included, and what can't be read."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(
+                f"{path}: can't be read ({error.strerror or error}); move it away, then {how_to_go_on()}"
+            ) from error
+        lines = text.splitlines(keepends=True)
         write_text(path, "".join(line for line in lines if _logged_before(line, step)))
 
 
@@ -432,6 +433,8 @@ def train(
     *,
     folder: Path,
     after_epoch: Callable[[int], bool],
+    on_save: Callable[[Path], None] = lambda save: None,
+    go_on_from: Path | None = None,
     memory: StepMemory | None = None,
 ) -> None:
     """Trains the model's LoRA in place; goes on from the last complete checkpoint in `folder`, if there is one.
@@ -442,19 +445,23 @@ def train(
         settings: see TrainSettings.
         folder: takes checkpoints and log.jsonl.
         after_epoch: called with the number of epochs done; True stops early.
+        on_save: called with every checkpoint's folder before it is marked as complete.
+        go_on_from: the checkpoint in `folder` to take instead; if it stands at an epoch's end, `after_epoch` is called for it again.
         memory: says which layers recompute; none do if it is not given.
 
     Raises:
         InputError: a score is not finite, the disk is full, or one question alone does not fit the GPU's memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint: Path | None = processes.agree(last_checkpoint(folder) if processes.is_main() else None)
+    newest = go_on_from or (last_checkpoint(folder) if processes.is_main() else None)
+    checkpoint: Path | None = processes.agree(newest)
+    step = step_of(checkpoint) if checkpoint else 0
     if processes.is_main():
         # What a kill left half-written, or is damaged, would only confuse the rotation of checkpoints.
         for path in folder.glob("checkpoint-*"):
-            if not is_sealed(path) or _step(path) > _step(checkpoint):
+            if not is_sealed(path) or step_of(path) > step:
                 shutil.rmtree(path)
-        _forget_log_after(folder / "log.jsonl", _step(checkpoint))
+        _forget_log_after(folder / "log.jsonl", step)
     processes.wait()
     trainer = ChoiceTrainer(model, questions, settings, folder, memory)
     expected = (model.dtype == "bfloat16", model.dtype == "float16")
@@ -468,7 +475,9 @@ def train(
             logger.logging_dir = str(
                 folder.parent / CURVES
             )  # by default in `folder`, which goes when the run is complete
-    callback = RunCallback(settings, len(trainer.groups), folder / "log.jsonl", after_epoch, trainer.memory)
+    callback = RunCallback(
+        settings, len(trainer.groups), folder / "log.jsonl", after_epoch, on_save, trainer.memory, scores_again=go_on_from is not None
+    )  # fmt: skip
     trainer.add_callback(callback)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", file=sys.stderr)
@@ -477,9 +486,13 @@ def train(
         with callback.open_bar:  # closed before an error's line
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
+        # A child's settings are those of whoever started it.
+        otherwise = (
+            ", or start another --run with a lower --max-tokens or --rank" if how_to_go_on() == "--resume" else ""
+        )
         raise InputError(
             f"out of memory with the largest pack of --pack-tokens {settings.pack_tokens} ({str(error).splitlines()[0]}); lower "
-            f"--pack-tokens and {how_to_go_on()}, or start another --run with a lower --max-tokens or --rank"
+            f"--pack-tokens and {how_to_go_on()}{otherwise}"
         ) from error
     except Exception as error:
         if (reason := _write_failure(error)) is None:

@@ -1,5 +1,6 @@
 """What the validation rows say: the untuned control before the first step, every epoch, and which epoch was best."""
 
+import contextlib
 import math
 import shutil
 import sys
@@ -29,9 +30,11 @@ from ksat.metrics import (
 from ksat.near_duplicates import passage_groups
 from ksat.predictions import Predictions, sizes_and_answers, write_probs
 from ksat.questions import Question
-from ksat.run_folders import damaged_file, is_sealed, kept_epochs, seal
+from ksat.run_folders import damaged_file, is_sealed, kept_epochs, seal, whole_saves
 from ksat.scoring import FloatArray, choice_probs, score_questions
 from ksat.sealed import Rule, number, or_none, read_sealed, whole, write_sealed
+
+PROGRESS_FILE = "progress.json"
 
 
 def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]:
@@ -47,6 +50,7 @@ def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]
             and type(entry.get("epoch")) is int
             and is_metrics(entry) == has_rows
             and of_each_file(is_metrics, entry.get("elsewhere"))
+            and entry.get("lost", True) is True
             for entry in value
         )
 
@@ -100,7 +104,8 @@ class Validation:
     `elsewhere`, never choose: each file's figures show what training does to questions of its kind.
 
     progress.json in `folder` is its memory: scale, the control's metrics, each epoch's. Without validation rows it only
-    keeps the last epoch's adapter.
+    keeps the last epoch's adapter. Every save of the trainer has a copy, `keep_in`. Where progress.json or the best epoch's adapter is
+    damaged, `go_on_from` is the save from which training makes them again; None leaves it to the trainer.
 
     `scale_set` gives labelled rows to fit the scale on; it is called by text alone, where the validation rows choose nothing or there
     are none.
@@ -129,29 +134,71 @@ class Validation:
         self.scale_set = scale_set
         self.num_choices, self.answers = sizes_and_answers(questions)
         self._metrics = HeldOut("", questions, encoded).judge()
-        self.path = folder / "progress.json"
-        self.progress: dict[str, Any] = self._recall() if self.path.exists() else {}
+        self.path = folder / PROGRESS_FILE
+        self.progress: dict[str, Any]
+        self.go_on_from: Path | None
+        self.progress, self.go_on_from = processes.agree(self._recall() if processes.is_main() else None)
 
-    def _recall(self) -> dict[str, Any]:
-        """What an interrupted run knew. Where that is damaged, or the best epoch's adapter, the first step comes next again."""
+    def _recall(self) -> tuple[dict[str, Any], Path | None]:
+        """What an interrupted run knew, and the save to go on from where an adapter has to be made again."""
+        trainer = self.folder / "trainer"
+        if not (self.path.exists() or trainer.exists()):
+            return {}, None
         try:
-            progress = read_sealed(
-                self.path,
-                _progress_rules(bool(self.questions), [part.name for part, _ in self.elsewhere]),
-                "it is not used",
-            )
-            best = self.folder / f"epoch-{progress['best_epoch']}"
-            is_known = progress["best_epoch"] in [entry["epoch"] for entry in progress["epochs"]]
-            if not progress["epochs"] or (is_known and is_sealed(best) and damaged_file(best) is None):
-                return progress
-            damage = f"{best}: damaged"
+            progress, damage = self._read(self.path), ""
+            if self._has_best(progress):
+                return progress, None
         except InputError as error:
-            damage = str(error)
-        if processes.is_main():
-            print(f"{damage}; training starts again from its first step", file=sys.stderr)
-            shutil.rmtree(self.folder / "trainer", ignore_errors=True)
-        processes.wait()
-        return {}
+            progress, damage = {}, str(error)
+        saves = list(whole_saves(trainer))
+        if damage and saves:
+            with contextlib.suppress(InputError):  # a version before this one kept no copy
+                progress = self._read(saves[0] / PROGRESS_FILE)
+        if progress and saves:
+            if self._has_best(progress):
+                print(f"{damage}; training goes on from {saves[0].name}", file=sys.stderr)
+                return progress, None
+            return self._go_back(progress, saves, damage)
+        damage = damage or f"{self._kept(progress['best_epoch'])}: damaged"
+        print(f"{damage}; training starts again from its first step", file=sys.stderr)
+        shutil.rmtree(trainer, ignore_errors=True)
+        return {}, None
+
+    def _go_back(self, progress: dict[str, Any], saves: list[Path], damage: str) -> tuple[dict[str, Any], Path]:
+        """Where the best epoch's adapter is damaged: what is known at the save from which training makes one again, and that save.
+
+        It is the newest, if the last epoch is kept; else one before the best epoch's end, or at it, so that the epoch gets its adapter
+        again, to the same bits. Where there is none the newest has to do, and no epoch before it can be chosen any more: of those
+        only the best one's adapter was kept.
+        """
+        best = progress["best_epoch"]
+        usable = [save for save in saves if not self.chooses or _epochs_done(save) <= best]
+        save = (usable or saves)[0]
+        known = [entry for entry in progress["epochs"] if entry["epoch"] < _epochs_done(save)]
+        told = f"{damage and f'{damage}; '}{self._kept(best)}: damaged; training goes on from {save.name}"
+        if not usable:
+            told += f", and epoch {best} can't be chosen any more; to have it again start the run anew with --overwrite"
+        print(told, file=sys.stderr)
+        if self.chooses:
+            known = [entry | {"lost": True} for entry in known]
+        return progress | {"epochs": known, "best_epoch": 0}, save
+
+    def _has_best(self, progress: dict[str, Any]) -> bool:
+        """Whether the best epoch's adapter is as it was written, or there is no epoch to choose."""
+        epochs = [entry["epoch"] for entry in progress["epochs"] if "lost" not in entry]
+        kept = self._kept(progress["best_epoch"])
+        return not epochs or (progress["best_epoch"] in epochs and is_sealed(kept) and damaged_file(kept) is None)
+
+    def _kept(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch}"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        rules = _progress_rules(bool(self.questions), [part.name for part, _ in self.elsewhere])
+        return read_sealed(path, rules, "it is not used")
+
+    def keep_in(self, save: Path) -> None:
+        """Puts a copy of what is known into a save of the trainer; call it in the process that writes."""
+        write_sealed(save / PROGRESS_FILE, self.progress)
 
     @property
     def scale(self) -> float:
@@ -167,7 +214,7 @@ class Validation:
     @property
     def has_stopped(self) -> bool:
         """Whether patience was at its end in the run that is resumed."""
-        return bool(self.progress.get("epochs")) and self._patience_ended()
+        return bool(self.progress.get("best_epoch")) and self._patience_ended()
 
     def control(self) -> None:
         """Scores the untuned base, fits the scale, and prints both beside the baselines that read nothing."""
@@ -249,7 +296,10 @@ class Validation:
         if rows:
             print(f"\nvalidation after epoch {epoch}\n{format_table(rows)}\n", flush=True)
         self.progress["epochs"] = [*entries, entry]
-        best = min([entry, *entries], key=lambda e: _log_loss(e) if self.chooses else -e["epoch"])
+        best = min(
+            [entry, *(each for each in entries if "lost" not in each)],
+            key=lambda e: _log_loss(e) if self.chooses else -e["epoch"],
+        )
         self.progress["best_epoch"] = best["epoch"]
         if self.best_epoch == epoch and processes.is_main():
             beside, kept = (self.folder / name for name in (f".epoch-{epoch}.tmp", f"epoch-{epoch}"))
@@ -317,6 +367,11 @@ class Validation:
 
     def _scores(self, encoded: Sequence[EncodedQuestion]) -> FloatArray:
         return score_questions(self.model, encoded, pack_tokens=self.pack_tokens, progress="validation")
+
+
+def _epochs_done(save: Path) -> float:
+    """How many epochs were done when the trainer saved this: a whole number at an epoch's end."""
+    return float(read_json(save / "trainer_state.json")["epoch"])
 
 
 def _log_loss(metrics: dict[str, Any]) -> float:

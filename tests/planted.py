@@ -44,6 +44,7 @@ LOSS = "test_faults.py::test_the_loss_is_of_the_run_s_prompts_at_its_scale"
 PATIENCE = "test_faults.py::test_patience_ends_and_the_best_epoch_s_adapter_is_kept"
 LIMIT = "test_faults.py::test_prompts_are_cut_to_the_limit_of_tokens_in_training_and_inference"
 RATE = "test_faults.py::test_the_rate_rises_for_the_share_of_warm_up"
+LORA = "test_faults.py::test_alpha_and_rslora_reach_the_adapter"
 AXIS = "test_blending_exact.py::test_weights_belong_to_members_and_not_to_rows_or_choices"
 FAULTS = (
     Fault(
@@ -69,6 +70,19 @@ FAULTS = (
     Fault(
         "dropout 0", "train.py", 'settings["alpha"], settings["dropout"],', 'settings["alpha"], 0.0,',
         "test_faults.py::test_dropout_changes_the_gradients",
+    ),
+    Fault(
+        "alpha does not reach the LoRA", "train.py", '(settings["rank"], settings["alpha"],',
+        '(settings["rank"], 2.0 * settings["rank"] ** 0.5,', LORA,
+    ),
+    Fault("rsLoRA does not reach the LoRA", "train.py", 'settings["dropout"], settings["rslora"])', 'settings["dropout"], True)', LORA),
+    Fault(
+        "the seed does not reach the LoRA", "train.py", 'lora=lora, seed=settings["seed"])', "lora=lora)",
+        "test_faults.py::test_the_seed_draws_the_fresh_lora",
+    ),
+    Fault(
+        "a run may be replaced while inference reads it", "inference.py", "require_same_run(Path(args.ckpt), run)", "pass",
+        "test_faults.py::test_a_run_that_is_replaced_while_it_is_read_is_not_scored",
     ),
     Fault("max_tokens times ten in the encoder", "ksat/encoding.py", "self.num_shots = max_tokens,", "self.num_shots = 10 * max_tokens,", LIMIT),
     Fault(

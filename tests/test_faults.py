@@ -1,6 +1,7 @@
 """Faults that once passed all tests together: each is caught here by exact figures. docs/testing.md lists what was planted."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import base_folder, load_base, make_questions, read_probs, write_questions
+from tiny import base_folder, load_base, make_questions, make_run, read_probs, write_questions
 
 import inference
 import ksat.training
@@ -18,6 +19,7 @@ import ksat.validation
 import train
 from ksat.devices import Device
 from ksat.encoding import EncodedQuestion, Encoder
+from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.language_model import LanguageModel
 from ksat.metrics import Estimate, Metrics, compute_metrics
@@ -131,6 +133,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_inference_asks_with_the_run_s_prompt_scale_and_limit_of_tokens(trained: Trained) -> None:
     """Its probabilities are those of a by-hand softmax of the run's scale times the scores of the run's prompts."""
     model, questions = trained.model(), read_questions(trained.folder / "data" / "test.csv")
+    assert model.is_run  # whom nobody tells to take another base
     encoded = [encoder(model).encode(question) for question in questions]
     assert sum(question.num_cut_characters > 0 for question in encoded) >= 2
     expected = probabilities(score_questions(model, encoded, pack_tokens=4096), SCALE)
@@ -178,7 +181,7 @@ def test_the_rate_rises_for_the_share_of_warm_up(trained: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The adapters of two runs of one step each, one with weight decay and one with dropout."""
+    """The adapters of three runs of one step each: one with weight decay, one with dropout, one with a LoRA of its own."""
     folder = tmp_path_factory.mktemp("one-step")
     fixed = ("--epochs", "1", "--valid-fraction", "0", "--warmup", "0", "--score-by", "label")
     with pytest.MonkeyPatch.context() as patch:
@@ -186,14 +189,19 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         write_questions(Path("data/train.csv"), make_rows(4))
         run_train("decay", *fixed, "--weight-decay", "0.5", "--dropout", "0")
         run_train("dropout", *fixed, "--weight-decay", "0", "--dropout", "0.5")
-    return {name: folder / "checkpoints" / name / "adapter" for name in ("decay", "dropout")}
+        run_train("lora", *fixed, "--weight-decay", "0", "--alpha", "3", "--no-rslora", "--seed", "1")
+    return {name: folder / "checkpoints" / name / "adapter" for name in ("decay", "dropout", "lora")}
+
+
+def fresh_lora(seed: int) -> dict[str, torch.Tensor]:
+    """The LoRA's parameters before the first step, as a file names them."""
+    model = load_base(base_folder(), rank=4, seed=seed)
+    return {name.replace(".default", ""): values for name, values in trainable(model).items()}
 
 
 def test_weight_decay_shrinks_what_has_no_gradient(one_step: dict[str, Path]) -> None:
     """LoRA's A has no gradient while B is 0, so AdamW leaves it but for the decay: times 1 - rate * decay."""
-    fresh = {
-        name.replace(".default", ""): values for name, values in trainable(load_base(base_folder(), rank=4)).items()
-    }
+    fresh = fresh_lora(seed=0)
     for run, factor in (("decay", 1 - LEARNING_RATE * 0.5), ("dropout", 1.0)):
         stepped = load_file(one_step[run] / "adapter_model.safetensors")
         names = [name for name in stepped if "lora_A" in name]
@@ -210,3 +218,40 @@ def test_dropout_changes_the_gradients(one_step: dict[str, Path]) -> None:
     ]
     assert (signs[0] != signs[1]).float().mean() > 0.02
     assert read_json(one_step["dropout"] / "adapter_config.json")["lora_dropout"] == 0.5
+
+
+def test_alpha_and_rslora_reach_the_adapter(one_step: dict[str, Path]) -> None:
+    config, default = (read_json(one_step[run] / "adapter_config.json") for run in ("lora", "decay"))
+    assert (config["lora_alpha"], config["use_rslora"]) == (3.0, False)
+    assert (default["lora_alpha"], default["use_rslora"]) == (4.0, True)  # twice the root of the rank
+
+
+def test_the_seed_draws_the_fresh_lora(one_step: dict[str, Path]) -> None:
+    """A stays as it was drawn: without a gradient in the first step, and without decay."""
+    stepped, of_run, of_default = (
+        load_file(one_step["lora"] / "adapter_model.safetensors"),
+        fresh_lora(1),
+        fresh_lora(0),
+    )
+    names = [name for name in stepped if "lora_A" in name]
+    assert len(names) == 14
+    for name in names:
+        assert torch.equal(stepped[name], of_run[name])
+        assert not torch.equal(stepped[name], of_default[name])
+
+
+def test_a_run_that_is_replaced_while_it_is_read_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings would be those of one run and its adapter that of another."""
+    monkeypatch.chdir(tmp_path)
+    write_questions(Path("data/test.csv"), make_rows(2), labelled=False)
+    run, other = (make_run(Path("checkpoints", name), seed=seed) for seed, name in enumerate(("run", "other")))
+
+    def replace_then_load(*args: Any, **kwargs: Any) -> LanguageModel:
+        shutil.rmtree(run)
+        shutil.copytree(other, run)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr("ksat.models.load", replace_then_load)
+    with pytest.raises(InputError, match="checkpoints/run: another run took its place while it was read"):
+        inference.main([*CPU, "--ckpt", str(run), "--test", "data/test.csv", "--out", "x"])
+    assert not list(Path("submissions").glob("x.*"))

@@ -1,5 +1,6 @@
 """train.py on the way to trouble: runs that are replaced, damaged saves, a full disk, two processes on one run."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,28 @@ from tiny import base_folder, make_questions, write_questions
 import train
 from ksat import training
 from ksat.errors import EXIT_BAD_INPUT, exit_code
-from ksat.files import lock
+from ksat.files import lock, read_json
 from ksat.run_folders import claim_run
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("--epochs", "1", "--limit", "4")
+FOLD = (
+    "--base",
+    str(base_folder()),
+    *CPU,
+    "--rank",
+    "8",
+    "--lr",
+    "0.01",
+    "--questions-per-step",
+    "4",
+    "--epochs",
+    "2",
+    "--folds",
+    "4",
+    "--fold",
+    "0",
+)
 
 
 def run_train(run: str, *flags: str, base: Path | None = None) -> None:
@@ -36,23 +54,34 @@ def bits(run: str) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that nobody broke, and the same one killed in the second step of epoch 2, saved after every step."""
+    """A folder with a run that nobody broke, and the same one killed in the second and in the third step of epoch 2 ("later"),
+    saved after every step; and a fold, whole and killed in the second step of epoch 2 and when all is trained."""
     folder = tmp_path_factory.mktemp("lost")
     end = training.RunCallback.on_step_end
 
-    def end_or_kill(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 5:
-            raise KilledError
-        end(self, args, state, control, **kwargs)
+    def kill_at(step: int) -> Any:
+        def end_or_kill(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise KilledError
+            end(self, args, state, control, **kwargs)
+
+        return end_or_kill
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_questions(Path("data/train.csv"), make_questions(16))
         run_train("whole", "--epochs", "2")
+        train.main([*FOLD, "--run", "fold"])
         patch.setattr(training, "SECONDS_BETWEEN_SAVES", -1.0)
-        patch.setattr(training.RunCallback, "on_step_end", end_or_kill)
-        with pytest.raises(KilledError):
-            run_train("killed", "--epochs", "2")
+        for run, step in (("killed", 5), ("later", 6)):
+            patch.setattr(training.RunCallback, "on_step_end", kill_at(step))
+            with pytest.raises(KilledError):
+                run_train(run, "--epochs", "2")
+        for run, step in (("fold-killed", 6), ("fold-trained", 0)):
+            patch.setattr(training.RunCallback, "on_step_end", kill_at(step))
+            patch.setattr(train, "_finish", kill)
+            with pytest.raises(KilledError):
+                train.main([*FOLD, "--run", run])
     return folder
 
 
@@ -79,8 +108,21 @@ DAMAGE: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
         "checkpoint-3: trainer_state.json is damaged",
     ),
     "marks": (["trainer/checkpoint-4/complete", "trainer/log.jsonl"], cut, "checkpoint-4: complete is damaged"),
-    "progress": (["progress.json"], garble, "progress.json: .*training starts again from its first step"),
-    "the best epoch": (["epoch-1/adapter_model.safetensors"], garble, "epoch-1: damaged; training starts again"),
+    "progress": (["progress.json"], garble, "progress.json: .*training goes on from checkpoint-4"),
+    "progress is gone": (["progress.json"], Path.unlink, "progress.json: no such file.*training goes on from checkpoint-4"),
+    "progress, and all saves": (
+        ["progress.json", "trainer/checkpoint-3/optimizer.pt", "trainer/checkpoint-4/progress.json"], cut,
+        "progress.json: .*training starts again from its first step",
+    ),
+    "the best epoch": (["epoch-1/adapter_model.safetensors"], garble, "epoch-1: damaged; training goes on from checkpoint-3"),
+    "the best epoch, and progress": (
+        ["epoch-1/adapter_model.safetensors", "progress.json"], cut, "epoch-1: damaged; training goes on from checkpoint-3",
+    ),
+    "the best epoch's mark": (["epoch-1/complete"], Path.unlink, "epoch-1: damaged; training goes on from checkpoint-3"),
+    "the best epoch, and all saves": (
+        ["epoch-1/adapter_config.json", "trainer/checkpoint-3/rng_state.pth", "trainer/checkpoint-4/optimizer.pt"], cut,
+        "epoch-1: damaged; training starts again from its first step",
+    ),
 }  # fmt: skip
 
 
@@ -88,8 +130,6 @@ DAMAGE: dict[str, tuple[list[str], Callable[[Path], None], str]] = {
 def test_a_damaged_save_is_named_and_the_run_goes_on_to_the_same_bits(
     here: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    import re
-
     files, damage, message = DAMAGE[case]
     run = Path("checkpoints/damaged")
     shutil.rmtree(run, ignore_errors=True)
@@ -104,6 +144,53 @@ def test_a_damaged_save_is_named_and_the_run_goes_on_to_the_same_bits(
     if case != "marks":  # where the log was cut, steps that are not trained again are missing
         assert log == bits("whole")[1]
     assert {path.name for path in run.iterdir()} == RUN_FILES
+
+
+def test_without_the_best_epoch_and_a_save_before_its_end_training_goes_on_from_the_newest(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours of training are worth more than one epoch that might have been the best; the first step of epoch 3 is one, too."""
+    run = Path("checkpoints/later")
+    assert {path.name for path in (run / "trainer").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
+    cut(run / "epoch-1/adapter_model.safetensors")
+    for _ in range(2):  # killed again before the next save
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training.RunCallback, "on_step_end", kill)
+            with pytest.raises(KilledError):
+                run_train("later", "--resume")
+        told = capsys.readouterr().err
+        assert "epoch-1: damaged; training goes on from checkpoint-5, and epoch 1 can't be chosen any more" in told
+    run_train("later", "--resume")
+    metrics, whole = (read_json(Path("checkpoints", name, "metrics.json")) for name in ("later", "whole"))
+    assert metrics["best_epoch"] == whole["best_epoch"] == 2
+    assert [entry.pop("lost", False) for entry in metrics["epochs"]] == [True, False]
+    assert metrics["epochs"] == whole["epochs"]
+    assert bits("later") == bits("whole")
+
+
+@pytest.mark.parametrize(("killed", "epoch", "save"), [("fold-killed", 1, 5), ("fold-trained", 2, 6)])
+def test_a_fold_that_lost_its_epoch_goes_on_from_the_newest_save(
+    here: Path, capsys: pytest.CaptureFixture[str], killed: str, epoch: int, save: int
+) -> None:
+    """The last epoch is kept: one before it is not needed, and the last one's adapter stands in the save at its end."""
+    run = shutil.copytree(Path("checkpoints", killed), Path("checkpoints", f"{killed}-damaged"))
+    cut(run / f"epoch-{epoch}/adapter_model.safetensors")
+    train.main([*FOLD, "--run", run.name, "--resume"])
+    assert f"epoch-{epoch}: damaged; training goes on from checkpoint-{save}\n" in capsys.readouterr().err
+    assert bits(run.name) == bits("fold")
+    for name in ("validation.probs.csv", "metrics.json"):
+        ours, whole = (Path("checkpoints", each, name).read_text() for each in (run.name, "fold"))
+        assert re.sub('"peak_memory_gib.*', "", ours) == re.sub('"peak_memory_gib.*', "", whole)
+
+
+def test_a_log_that_can_t_be_read_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree("checkpoints/killed", Path("checkpoints/folder-for-log"))
+    (run / "trainer/log.jsonl").unlink()
+    (run / "trainer/log.jsonl").mkdir()
+    flags = [*CPU, "--run", run.name, "--resume"]
+    assert exit_code(lambda: train.main(flags)) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: {run}/trainer/log.jsonl: can't be read (Is a directory); move it away, then --resume"
 
 
 def test_damaged_settings_are_refused_with_what_to_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

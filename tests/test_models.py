@@ -191,9 +191,15 @@ def test_out_of_memory_while_loading_does_not_blame_the_name(monkeypatch: pytest
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(
-        InputError, match=r"out of memory while loading it \(CUDA.*\); take a smaller base, nf4, or more"
+        InputError,
+        match=r"^--base .* out of memory while loading it \(CUDA.*\); take a smaller base or --quantization nf4 or give it more",
     ):
         load_base(base_folder())
+    with pytest.raises(InputError, match=r"; take a smaller base or give it more memory"):
+        load_base(base_folder(), nf4=True)
+    of_run = LoadSettings(str(base_folder()), "transformers", CPU, "float32", False, 2048, flag="--ckpt r, base")
+    with pytest.raises(InputError, match=r"^--ckpt r, base .*; give it more memory \(--gpu-memory, a larger GPU\)$"):
+        load(of_run)
 
 
 def test_a_bug_while_the_lora_is_made_is_not_blamed_on_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,19 +212,24 @@ def test_a_bug_while_the_lora_is_made_is_not_blamed_on_the_base(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "error", [ImportError("no module"), NotImplementedError("Unsloth cannot find any torch accelerator\nat all")]
-)
+    "error",
+    [
+        ImportError("no module"), NotImplementedError("Unsloth cannot find any torch accelerator\nat all"), SystemExit("no GPU"),
+        None,  # another version
+    ],
+)  # fmt: skip
 def test_unsloth_that_can_t_be_imported_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
-    (tmp_path / "unsloth.py").write_text(f"raise {error!r}")
+    (tmp_path / "unsloth.py").write_text(f"raise {error!r}" if error else "FastModel = None")
+    error = error or ImportError("cannot import name 'FastLanguageModel' from 'unsloth'")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     with pytest.raises(
         InputError, match="engine unsloth: .* can't be imported .*, or use --engine transformers"
     ) as told:
         load_base(base_folder(), engine="unsloth")
-    assert f"({type(error).__name__}: {str(error).splitlines()[0]})" in str(told.value)
+    assert f"({type(error).__name__}: {str(error).splitlines()[0]}" in str(told.value)
     assert "\n" not in str(told.value)
 
 

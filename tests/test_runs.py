@@ -13,7 +13,17 @@ import pytest
 
 from ksat.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, InputError, exit_code
 from ksat.files import file_sha256, read_json, write_atomic, write_json, write_text
-from ksat.runs import RUN_RULES, SETTING_RULES, Run, read_run, read_settings, write_run, write_settings
+from ksat.run_folders import settle_run
+from ksat.runs import (
+    RUN_RULES,
+    SETTING_RULES,
+    Run,
+    read_run,
+    read_settings,
+    require_same_run,
+    write_run,
+    write_settings,
+)
 from ksat.sealed import write_sealed
 
 
@@ -146,11 +156,14 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_rslora": True, "alpha_pattern": {}}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A finished run, whose adapter's files are two short texts."""
+    """A finished run, whose adapter's weights are a short text."""
     write_text(tmp_path / "adapter/adapter_model.safetensors", "weights")
-    write_text(tmp_path / "adapter/adapter_config.json", "{}")
+    write_json(tmp_path / "adapter/adapter_config.json", CONFIG)
     hashes = {
         name: file_sha256(tmp_path / "adapter" / file)
         for name, file in (
@@ -233,6 +246,17 @@ def test_runs_of_the_format_before_are_taken_with_a_note(folder: Path, capsys: p
     stored = read_json(folder / "run.json")
     new = ("sha256", "adapter_config_sha256", "base_identity")
     write_json(folder / "run.json", {k: v for k, v in stored.items() if k not in new} | {"format": 1})
+    for name, value in (
+        ("lora_alpha", 999),
+        ("use_rslora", False),
+        ("r", 4),
+        ("peft_type", "IA3"),
+        ("alpha_pattern", {"q_proj": 9}),
+    ):
+        write_json(folder / "adapter/adapter_config.json", CONFIG | {name: value})
+        with pytest.raises(InputError, match=f"adapter_config.json: {name} is .*, the run was trained with "):
+            read_run(folder)
+    write_json(folder / "adapter/adapter_config.json", CONFIG)
     run = read_run(folder)
     assert (run.scale, run.base_identity) == (3.5, {})
     assert run.adapter_config_sha256 == file_sha256(folder / "adapter/adapter_config.json")
@@ -273,6 +297,15 @@ def test_leftovers_go_when_a_run_is_read_and_are_in_nobody_s_way_where_nothing_c
     read_run(place)
     assert not old.exists()
     assert not (place / "trainer").exists()
+
+
+def test_a_run_whose_name_leaves_no_room_for_leftovers_beside_it_is_read(folder: Path) -> None:
+    """Not made by train.py, which takes 200 bytes, but copied or renamed."""
+    place = folder.rename(folder.with_name("가" * 84))
+    assert read_run(place).scale == 3.5
+    require_same_run(place, read_run(place))
+    with pytest.raises(InputError, match=r"can't be looked at \(File name too long\); give the folder a shorter name"):
+        settle_run(place)
 
 
 def test_settings_without_a_rule_are_not_written(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What is said of a run that can't be read, to the last character, and the versions that are noted."""
 
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -28,6 +29,10 @@ def test_what_is_said_of_a_run_that_is_none(folder: Path) -> None:  # noqa: F811
         f"--ckpt {none}: no such folder; expected checkpoints/<run> as train.py writes it"
     )
     none.mkdir()
+    assert said(lambda: read_run(none)) == (
+        f"--ckpt {none}: no run.json; expected checkpoints/<run> as train.py writes it"
+    )
+    shutil.copy(folder / "settings.json", none)
     assert said(lambda: read_run(none)) == (
         f"--ckpt {none}: no run.json; the run is not finished: python train.py --run none --resume"
     )

@@ -32,7 +32,7 @@ TABLE: dict[tuple[str, int], list[float]] = {}
 class Looked:
     """Takes packs of at most `most` tokens, notes their questions, and says what TABLE says."""
 
-    layout, dtype = "tree", "float16"
+    layout, dtype, is_run = "tree", "float16", False
 
     def __init__(self, questions: list[EncodedQuestion], most: int = 10**9) -> None:
         self.questions, self.most = questions, most
@@ -186,6 +186,17 @@ def test_what_helps_follows_from_the_dtype() -> None:
     assert finite_remedy("float16") == "use --dtype bfloat16 or float32, or another base"
     assert finite_remedy("bfloat16") == "use --dtype float32, or another base"
     assert finite_remedy("float32") == "use another base"
+
+
+def test_a_run_is_not_told_to_take_another_base_or_limit_of_tokens(questions: list[EncodedQuestion]) -> None:
+    """inference.py refuses both with --ckpt."""
+    model = Looked(questions, most=1)
+    model.is_run = True
+    with pytest.raises(InputError, match=r"alone \(\d+ tokens\); use a GPU with more memory, or another run$"):
+        score(model, questions)
+    model.most, TABLE[("c", 0)] = 10**9, [-1.0, NAN, -3.0]
+    with pytest.raises(InputError, match=r"; use --dtype bfloat16 or float32, or another run$"):
+        score(model, questions)
 
 
 def test_orders_are_averaged_by_their_log_probabilities() -> None:

@@ -228,6 +228,9 @@ def test_out_of_memory_says_which_flags_to_lower(tmp_path: Path, monkeypatch: py
         InputError, match=r"out of memory with the largest pack of --pack-tokens 600 \(CUDA out.*; lower"
     ):
         run(load_base(base_folder(), rank=4), encode(make_questions(4), "label"), tmp_path)
+    monkeypatch.setenv("KSAT_CHILD", "1")  # explore.py started it
+    with pytest.raises(InputError, match="; lower --pack-tokens and run the same command again$"):
+        run(load_base(base_folder(), rank=4), encode(make_questions(4), "label"), tmp_path)
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
