@@ -1,6 +1,6 @@
 """Which near-duplicates ksat.near_duplicates finds, which passages it takes for one, and what it costs.
 
-python benchmarks/near_duplicates.py FILE.csv ...                # planted copies, and groups of different passages
+python benchmarks/near_duplicates.py FILE.csv ...                # planted copies, groups of different passages, the validation split
 python benchmarks/near_duplicates.py --sizes 10000 20000         # seconds and memory of so many made passages
 python benchmarks/near_duplicates.py --patterns 2000 4000        # the same, of one pattern with other names
 """
@@ -17,11 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ksat.near_duplicates import are_near, passage_groups
+from ksat.folds import split_validation
+from ksat.near_duplicates import are_near, near_rows, passage_groups
 from ksat.questions import Question, passage_key, read_questions
 from ksat.retrieve import is_same_passage
 
 PLANTED, SEED = 150, 0
+SEEDS, VALID = range(5), 0.1  # of the split
+COPIED = 0.3  # the share of words that every tenth passage's copy has changed
 SHARES = (0.1, 0.2, 0.3, 0.35, 0.4, 0.5)
 
 
@@ -34,6 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     for path in args.files:
         _planted(path)
+        _split(path)
     for name, sizes, make in (("made passages", args.sizes, _made), ("of one pattern", args.patterns, _pattern)):
         for size in sizes:
             rows = make(size)
@@ -76,6 +80,35 @@ def _planted(path: Path) -> None:
             "of the first halves missed",
             flush=True,
         )
+
+
+def _split(path: Path) -> None:
+    """Validation rows with a near-duplicate among the training rows, by exact passages, as the split once was, and now.
+
+    Of the file as it is the notion that now splits counts them; of a file with planted copies the copies themselves do, found or not.
+    """
+    rows = read_questions(path)
+    rng = random.Random(SEED)
+    words = [word for row in rows for word in row.passage.split(" ")]
+    copied = rng.sample([row for row in rows if row.passage], len(rows) // 10)
+    copies = [replace(row, id=f"copy {row.id}", passage=_edited(row.passage, COPIED, words, rng)) for row in copied]
+    twins = {row.id: copy.id for row, copy in zip(copied, copies, strict=True)}
+    twins |= {copy: row for row, copy in twins.items()}
+    for name, questions in (("as it is", rows), (f"{len(copies)} edited copies added", [*rows, *copies])):
+        group_of = passage_groups(questions)
+        for by, groups in (("exact passages", [passage_key(row) for row in questions]), ("passage groups", group_of)):
+            counts = []
+            for seed in SEEDS:
+                split = split_validation(questions, VALID, seed=seed, groups=groups)
+                training, held_out = ([questions[i] for i in part] for part in split)
+                ids = {row.id for row in training}
+                there = sum(twins.get(row.id) in ids for row in held_out)
+                counts.append(
+                    f"{len(near_rows(held_out, training)) if questions is rows else there} of {len(held_out)}"
+                )
+            print(
+                f"validation rows with a near-duplicate in training, {name}, by {by}: {', '.join(counts)}", flush=True
+            )
 
 
 def _edited(text: str, share: float, words: Sequence[str], rng: random.Random) -> str:
