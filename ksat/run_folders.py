@@ -149,9 +149,7 @@ def settle_run(place: Path) -> None:
     run = RunFolder(place if place.name not in ("", "..") else place.resolve())  # no names to put something beside
     try:
         needed = run.place.name and run.has_leftovers
-    except (
-        OSError
-    ) as error:  # a folder of 250 bytes may have been copied here: what would lie beside it has more than a name can
+    except OSError as error:  # beside a name of 250 bytes there can be none that is longer
         raise InputError(
             f"{place}: what a kill may have left beside it can't be looked at ({error.strerror or error}); give the folder a shorter name, or "
             "mend its rights"
