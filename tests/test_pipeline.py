@@ -628,7 +628,7 @@ def test_train_refuses(
 INFERENCE_REFUSALS = {
     "no model": ([], r"name what to score with: --ckpt checkpoints/<run>, or --base"),
     "no such run": (["--ckpt", "checkpoints/none"], r"--ckpt checkpoints/none: no such folder"),
-    "unfinished run": (["--ckpt", "data"], r"--ckpt data: no run.json; the run is not finished"),
+    "no run": (["--ckpt", "data"], r"--ckpt data: no run.json; expected checkpoints/<run> as train.py writes it$"),
     "unknown base": (["--base", "nowhere/nothing"], r"--base nowhere/nothing: can't be loaded"),
     "another base": (["--ckpt", "checkpoints/full", "--base", "x"], r"--base x: checkpoints/full/run.json says .*tiny-qwen2"),
     "another scoring": (["--ckpt", "checkpoints/full", "--score-by", "text"], r"--score-by text: .* says label"),

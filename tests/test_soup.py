@@ -330,7 +330,7 @@ def test_bad_usage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(InputError, match=message):
             soup.main(argv)
     (Path(b) / "run.json").unlink()
-    with pytest.raises(InputError, match=r"no run.json; the run is not finished"):
+    with pytest.raises(InputError, match=r"no run.json; expected checkpoints/<run>"):
         soup.main([a, b, "--run", "mean"])
     for flags in (["--weights", "1", "0"], ["--scale", "nan"], ["--scale", "1e9"], ["--rank", "0"]):
         with pytest.raises(SystemExit):
