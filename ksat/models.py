@@ -133,10 +133,8 @@ def import_engine(engine: Engine) -> None:
         return
     try:
         from unsloth import FastLanguageModel  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: F401
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # it looks at the machine and at other packages, and raises whatever it meets there
+    # It looks at the machine and at other packages, and raises whatever it meets there.
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"engine unsloth: the package is installed and can't be imported ({type(error).__name__}: {_first_line(error)}); mend that, "
             "or use --engine transformers"
