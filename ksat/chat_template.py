@@ -49,7 +49,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt
 
 def _broken(tokenizer: Any, what: str) -> InputError:
     return InputError(
-        f"--base {tokenizer.name_or_path or '(without a name)'}: its chat template {what}; mend the template, or use another base"
+        f"base {tokenizer.name_or_path or '(without a name)'}: its chat template {what}; mend it, or take a base with another one"
     )
 
 

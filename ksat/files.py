@@ -242,9 +242,8 @@ def lock(path: Path, what: str, *, wait: float = 0.0) -> Iterator[None]:
     try:
         made = _make_folder_and_acquire(own, held)
     except Timeout as error:
-        raise LockedError(
-            f"{path}: another process is at work on this {what}; wait for it, or choose another name"
-        ) from error
+        otherwise = "" if wait else ", or choose another name"  # what is waited for has one name alone
+        raise LockedError(f"{path}: another process is at work on this {what}; wait for it{otherwise}") from error
     except OSError as error:
         raise InputError(f"{path}: can't be locked ({error.strerror or error}); choose another place") from error
     try:

@@ -54,7 +54,7 @@ def test_broken_templates_are_one_line(monkeypatch: pytest.MonkeyPatch, case: st
     template, match = BROKEN[case]
     monkeypatch.setattr(chat_template, "SECONDS", 1)
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
-    with pytest.raises(InputError, match=rf"^--base some/base: its chat template {match}"):
+    with pytest.raises(InputError, match=rf"^base some/base: its chat template {match}"):
         render(tokenizer_with(template), MESSAGES, add_generation_prompt=True)
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
@@ -86,5 +86,5 @@ def test_an_encoder_folds_the_system_turn_only_where_it_is_refused() -> None:
     encoder = Encoder(
         tokenizer_with("{{ raise_exception('nothing') }}"), DEFAULT_TEMPLATES["label"], "label", max_tokens=2048
     )
-    with pytest.raises(InputError, match=r"--base some/base: its chat template fails \(TemplateError: nothing\); mend"):
+    with pytest.raises(InputError, match=r"base some/base: its chat template fails \(TemplateError: nothing\); mend"):
         encoder.encode(question)
