@@ -382,8 +382,8 @@ def low_end(metrics: dict[str, Any]) -> float:
     """Where the 95 % interval of a log loss begins, as wide as Student's t makes it: a bootstrap of a few passages is too narrow."""
     from scipy.stats import t
 
-    num_groups, value = metrics["num_groups"], _log_loss(metrics)
-    if num_groups < 2:
+    num_groups, value, low = metrics["num_groups"], _log_loss(metrics), metrics["log_loss"]["low"]
+    if low is None or num_groups < 2:
         return -math.inf
     wider = t.ppf(0.975, num_groups - 1) / t.ppf(0.975, math.inf) * math.sqrt(num_groups / (num_groups - 1))
-    return float(value - wider * (value - metrics["log_loss"]["low"]))
+    return float(value - wider * (value - low))

@@ -168,7 +168,7 @@ def test_a_run_hands_its_rule_on(here: Path) -> None:
             "--run",
             "c",
             "--context-when",
-            "all",
+            "kind=knowledge",
             "--kinds",
             "wording",
             "--epochs",
@@ -178,13 +178,13 @@ def test_a_run_hands_its_rule_on(here: Path) -> None:
             *CPU,
         ]
     )
-    assert read_json(Path("checkpoints/c/run.json"))["settings"]["context_when"] == "all"
+    assert read_json(Path("checkpoints/c/run.json"))["settings"]["context_when"] == "kind=knowledge"
     inference.main(["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/with", *CPU])
     inference.main(
         ["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/without", "--context-when", "none", *CPU]
     )
     assert [read_json(Path(f"out/{name}.probs.json"))["context_when"] for name in ("with", "without")] == [
-        "all",
+        "kind=knowledge",
         "none",
     ]
     assert {read_json(Path(f"out/{name}.probs.json"))["kinds"] for name in ("with", "without")} == {"wording"}

@@ -25,6 +25,7 @@ from ksat.predictions import (
     write_probs,
 )
 from ksat.questions import Question
+from ksat.visible import is_visible, looks
 
 NAN = float("nan")
 HEADER = "id,answer,prob_1,prob_2,prob_3,prob_4,prob_5\n"
@@ -90,10 +91,10 @@ def test_mistake_11_every_written_row_has_its_probabilities(tmp_path: Path) -> N
 
 
 text_ids = st.lists(
-    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(is_visible),
     min_size=1,
     max_size=8,
-    unique=True,
+    unique_by=looks,
 )
 
 

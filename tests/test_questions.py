@@ -265,10 +265,10 @@ def test_a_missing_cell_that_became_text_is_missing(tmp_path: Path, missing: str
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-any_plus = text.filter(lambda plus: plus.strip().lower() not in ("nan", "none", "null"))  # these stand for none
+cells = text.filter(lambda cell: cell.strip().lower() not in ("nan", "none", "null"))  # these stand for none
 
 
-@given(data=st.data(), passage=text, plus=any_plus, stem=text.map("가".__add__))
+@given(data=st.data(), passage=cells, plus=cells, stem=text.map("가".__add__))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_survives_the_file(tmp_path: Path, data: st.DataObject, passage: str, plus: str, stem: str) -> None:
     choices = data.draw(st.lists(text.map("가".__add__), min_size=2, max_size=5))
