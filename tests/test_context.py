@@ -191,7 +191,7 @@ def test_a_run_hands_its_rule_on(here: Path) -> None:
     told, untold = read_probs(Path("out/with.probs.csv")), read_probs(Path("out/without.probs.csv"))
     assert max(abs(a - b) for row_id in told for a, b in zip(told[row_id], untold[row_id], strict=True)) > 0.01
     write("test.csv", make_questions(4, first=40))
-    with pytest.raises(InputError, match="--context-when all: none of the 4 questions of test.csv"):
+    with pytest.raises(InputError, match="--context-when kind=knowledge: none of the 4 questions of test.csv"):
         inference.main(["--ckpt", "checkpoints/c", "--test", "test.csv", "--out", "out/bare", *CPU])
 
 
