@@ -534,3 +534,15 @@ def test_an_edited_file_is_refused(path: tuple[str | int, ...], value: object, m
         inner[path[-1]] = value  # type: ignore[index]
     with pytest.raises(InputError, match=rf"^blend\.json: {message}.*fit the blend"):
         from_dict(stored, "blend.json")
+
+
+def test_the_method_that_is_named_has_the_least_log_loss() -> None:
+    """Members that are now and then sure of anything, which the geometric mean takes for a veto."""
+    rng = np.random.default_rng(5)
+    answers, shared = rng.integers(1, 6, 600), rng.normal(size=(600, 5))
+    own = [0.7 * rng.standard_t(1.5, size=(600, 5)) for _ in range(3)]
+    tables = [softmax(2 * (1.6 * np.eye(5)[answers - 1] + (shared + noise) / 2**0.5)) for noise in own]
+    found = nested_gain(tables, answers, two_a_passage(600), methods=["geometric", "linear"])
+    losses = {name: log_loss(table, answers) for name, table in found.tables.items()}
+    assert losses["linear"] < losses["geometric"] - 0.001
+    assert found.method == "linear"
