@@ -194,7 +194,7 @@ def _peak_memory(report: dict[str, Any], path: Path) -> float:
     peak = report.get("peak_memory_gib")
     if not isinstance(peak, int | float) or isinstance(peak, bool):
         raise InputError(
-            f"{path}: peak_memory_gib is {peak!r:.80}, expected a number; the file was edited: run again with --overwrite"
+            f"{path}: peak_memory_gib is {peak!r:.80}, expected a number; the file was edited: put it back, or choose another --out"
         )
     return float(peak)
 

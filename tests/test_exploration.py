@@ -424,7 +424,7 @@ def test_damaged_results_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) 
     write_json(paths.done, {**key, "probs_sha256": file_sha256(paths.probs)})
     for report in ({"test_sha256": key["questions"]}, {"test_sha256": key["questions"], "peak_memory_gib": "much"}):
         write_json(paths.report, report)
-        with pytest.raises(InputError, match=r"probs.json: peak_memory_gib is .* run again with --overwrite"):
+        with pytest.raises(InputError, match=r"probs.json: peak_memory_gib is .* put it back, or choose another --out"):
             exploration.run_candidate(candidate, settings)
     write_json(paths.report, {})
     assert "changed while it was scored" in exploration.run_candidate(candidate, settings).reason
