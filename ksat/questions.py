@@ -64,7 +64,7 @@ class _RowError(ValueError):
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """A CSV file as text cells, exactly as written (no NaN, no guessed types); columns without a name are left out.
+    """A CSV file as text cells, exactly as written (no NaN, no guessed types).
 
     Raises:
         InputError: see read_csv_rows; or a header without rows.
@@ -72,7 +72,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
     header, *rows = read_csv_rows(Path(path))
     if not rows:
         raise InputError(f"{path}: a header but no rows; expected at least one row")
-    return pd.DataFrame(rows, columns=header, dtype=str).loc[:, [bool(name) for name in header]]
+    return pd.DataFrame(rows, columns=header, dtype=str)
 
 
 def read_csv_rows(path: Path) -> list[list[str]]:
@@ -164,6 +164,7 @@ def read_questions(path: Path | str, *, labelled: bool = False, kinds: str | Non
         InputError: anything in the file is not as expected; nothing is skipped or repaired in silence.
     """
     table = read_table(path)
+    table = table.loc[:, [bool(name) for name in table.columns]]  # a spreadsheet's commas at the ends of its lines
     flat = "problems" not in table.columns and not {"choices", "question"}.isdisjoint(table.columns)
     if flat and "choices" not in table.columns:
         raise InputError(

@@ -171,6 +171,7 @@ def test_what_is_said_of_a_file(tmp_path: Path, read: Callable[[Path], object], 
             "id,answer\nb,2\nb,2\n",
             "1 of the rows repeat an id that stands above (id 'b'); keep one of each",
         ),
+        ("id,answer,\nb,2,\na,1,\n", "columns id, answer, ; a submission has exactly id, answer"),
         (
             "id,answer\nb, 2\na,1\n",
             "1 of the rows have an answer that is not an integer from 1 to 5 (id 'b': ' 2'); write one of the digits 1 to 5",
