@@ -42,7 +42,10 @@ def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]
 
     def is_metrics(value: Any) -> bool:
         loss = value.get("log_loss") if isinstance(value, dict) else None
-        return isinstance(loss, dict) and type(loss.get("value")) in (int, float)
+        if not isinstance(loss, dict) or not loss.keys() >= {"low", "high"} or type(value.get("num_groups")) is not int:
+            return False
+        is_number = {name: type(loss.get(name)) in (int, float) for name in ("value", "low", "high")}
+        return is_number["value"] and all(is_number[name] or loss[name] is None for name in ("low", "high"))
 
     def are_epochs(value: Any) -> bool:
         return isinstance(value, list) and all(
@@ -60,15 +63,14 @@ def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]
     def is_control(value: Any) -> bool:
         return isinstance(value, dict) and is_metrics(value.get("control")) and is_metrics(value.get("random"))
 
-    baseline: Rule = (lambda value: value is None or isinstance(value, dict), "metrics, or null")
     metrics: Rule = (is_metrics if has_rows else lambda value: value is None, "metrics" if has_rows else "null")
     return {
         "scale": number(lambda value: 1 <= value <= SCALE_RANGE[1], "1 to 1000"),
         "fitted_scale": or_none(number(lambda value: SCALE_RANGE[0] <= value <= SCALE_RANGE[1], "0.01 to 1000")),
         "control": metrics,
         "control_scale_1": metrics,
-        "random": baseline,
-        "most_frequent_position": baseline,
+        "random": metrics,
+        "most_frequent_position": metrics,
         "elsewhere": (lambda value: of_each_file(is_control, value), "metrics of the other files"),
         "epochs": (are_epochs, "epochs with their metrics"),
         "best_epoch": whole(0),

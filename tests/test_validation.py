@@ -15,9 +15,9 @@ from ksat.run_folders import seal
 from ksat.sealed import write_sealed
 from ksat.validation import HeldOut, Validation, low_end
 
-METRICS = {"log_loss": {"value": 1.2}}
+METRICS: dict[str, Any] = {"log_loss": {"value": 1.2, "low": 1.1, "high": None}, "num_groups": 9}
 PROGRESS: dict[str, Any] = {
-    "scale": 1.0, "fitted_scale": None, "control": METRICS, "control_scale_1": METRICS, "random": {}, "most_frequent_position": {}, "best_epoch": 2,
+    "scale": 1.0, "fitted_scale": None, "control": METRICS, "control_scale_1": METRICS, "random": METRICS, "most_frequent_position": METRICS, "best_epoch": 2,
     "elsewhere": {}, "epochs": [{"epoch": 1, **METRICS, "elsewhere": {}}, {"epoch": 2, **METRICS, "elsewhere": {}}],
 }  # fmt: skip
 
@@ -84,7 +84,9 @@ def test_rows_that_only_judge_do_not_fit_the_scale(
         {"scale": 0.5}, {"scale": "1"}, {"scale": True}, {"scale": 1e9}, {"fitted_scale": 0}, {"control": None}, {"control": {"log_loss": 1}},
         {"control": {"log_loss": {"value": "1"}}}, {"epochs": None}, {"epochs": [{"epoch": 2, "elsewhere": {}}]}, {"epochs": [{"epoch": "2", **METRICS, "elsewhere": {}}]},
         {"epochs": [{**METRICS, "elsewhere": {}}]}, {"epochs": [{"epoch": 2, **METRICS}]}, {"epochs": [{"epoch": 2, **METRICS, "elsewhere": {"a": METRICS}}]},
-        {"elsewhere": {"a": {"control": METRICS, "random": METRICS}}}, {"elsewhere": None}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"most_frequent_position": 1}, {"other": 1},
+        {"elsewhere": {"a": {"control": METRICS, "random": METRICS}}}, {"elsewhere": None}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"most_frequent_position": 1}, {"other": 1}, {"random": None},
+        {"control": {**METRICS, "log_loss": {"value": 1.2, "low": "1", "high": None}}}, {"control": {**METRICS, "log_loss": {"value": 1.2, "low": 1.1}}},
+        {"control": {"log_loss": METRICS["log_loss"]}}, {"control": {**METRICS, "num_groups": "9"}},
     ],
 )  # fmt: skip
 def test_fields_of_another_kind_are_not_used(
