@@ -39,10 +39,11 @@ PROGRESS_FILE = "progress.json"
 
 def _progress_rules(has_rows: bool, elsewhere: Sequence[str]) -> dict[str, Rule]:
     """Of progress.json, with or without validation rows."""
+    is_count, _ = whole(0, 2**53)
 
     def is_metrics(value: Any) -> bool:
         loss = value.get("log_loss") if isinstance(value, dict) else None
-        if not isinstance(loss, dict) or not loss.keys() >= {"low", "high"} or type(value.get("num_groups")) is not int:
+        if not isinstance(loss, dict) or not loss.keys() >= {"low", "high"} or not is_count(value.get("num_groups")):
             return False
         is_number = {name: type(loss.get(name)) in (int, float) for name in ("value", "low", "high")}
         return is_number["value"] and all(is_number[name] or loss[name] is None for name in ("low", "high"))

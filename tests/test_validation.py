@@ -86,7 +86,7 @@ def test_rows_that_only_judge_do_not_fit_the_scale(
         {"epochs": [{**METRICS, "elsewhere": {}}]}, {"epochs": [{"epoch": 2, **METRICS}]}, {"epochs": [{"epoch": 2, **METRICS, "elsewhere": {"a": METRICS}}]},
         {"elsewhere": {"a": {"control": METRICS, "random": METRICS}}}, {"elsewhere": None}, {"best_epoch": 1}, {"best_epoch": -1}, {"best_epoch": 7}, {"best_epoch": "2"}, {"random": 1}, {"most_frequent_position": 1}, {"other": 1}, {"random": None},
         {"control": {**METRICS, "log_loss": {"value": 1.2, "low": "1", "high": None}}}, {"control": {**METRICS, "log_loss": {"value": 1.2, "low": 1.1}}},
-        {"control": {"log_loss": METRICS["log_loss"]}}, {"control": {**METRICS, "num_groups": "9"}},
+        {"control": {"log_loss": METRICS["log_loss"]}}, {"control": {**METRICS, "num_groups": "9"}}, {"control": {**METRICS, "num_groups": 10**100}},
     ],
 )  # fmt: skip
 def test_fields_of_another_kind_are_not_used(
