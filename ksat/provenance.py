@@ -1,5 +1,6 @@
 """Whose probabilities a file holds, by the report beside it: which model of which run, and whether its rows were held out."""
 
+import functools
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ksat.errors import InputError, show
-from ksat.files import file_sha256, named_twice, read_json
+from ksat.files import file_sha256, read_json
 from ksat.run_folders import CHECKPOINTS
 from ksat.sealed import TEXT, or_none
 
@@ -171,16 +172,12 @@ def _report(file: Path) -> dict[str, Any]:
 
 
 def require_distinct(files: Sequence[Path]) -> None:
-    """Raises InputError if two members of a blend are one file, by its place or its bytes."""
-    twice = named_twice(files)
+    """Raises InputError if two members of a blend are one file, by its bytes."""
     by_bytes: dict[str, Path] = {}
-    for file in files if twice is None else ():
+    for file in files:
         first = by_bytes.setdefault(file_sha256(file), file)
         if first is not file:
-            twice = file, first
-            break
-    if twice:
-        raise InputError(f"{twice[0]} is {twice[1]} again: a member counts once; leave one out")
+            raise InputError(f"{file} is {first} again: a member counts once; leave one out")
 
 
 def require_held_out(files: Sequence[Path]) -> None:
@@ -226,9 +223,6 @@ def _in_sample(file: Path) -> str:
     Raises:
         InputError: they were not.
     """
-    from ksat.near_duplicates import near_rows, same_questions
-    from ksat.questions import read_questions
-
     about, is_of_run = _report(file), file.name == "validation.probs.csv" and file.with_name("run.json").exists()
     if is_of_run or about.get("out_of_fold") is True or ("base" in about and about.get("adapter_sha256", "") is None):
         return ""  # an untuned base was trained on none of our rows
@@ -245,21 +239,41 @@ def _in_sample(file: Path) -> str:
     }
     if gone := [name for name, path in named.items() if path is None]:
         return f": {gone[0]} is gone or was changed, so that nothing tells whether the rows were held out"
-    rows, held_out = read_questions(str(test)), _held_out(about)
-    trained = [row for name in data.values() for row in read_questions(name) if row.id not in held_out]
-    near = near_rows(rows, trained)
+    num_rows, near, same = _trained_on((str(test), test_sha256), tuple(data.items()), frozenset(_held_out(about)))
+    where = ", ".join(data.values())
+    if 2 * len(same) > num_rows:
+        raise InputError(
+            f"{file} was scored by a run that was trained on most of its rows: {len(same)} of {num_rows} questions stand in {where} too (first: "
+            f"id {same[0]!r}), {remedy}"
+        )
     if not near:
         return ""
-    same, where = {row_id for row_id, _ in same_questions(rows, trained)}, ", ".join(data.values())
-    if 2 * len(same) > len(rows):
-        raise InputError(
-            f"{file} was scored by a run that was trained on most of its rows: {len(same)} of {len(rows)} questions stand in {where} too (first: "
-            f"id {next(row.id for row in rows if row.id in same)!r}), {remedy}"
-        )
     return (
-        f": {len(near)} of its {len(rows)} rows (first: id {rows[near[0]].id!r}) have their passage or a near-duplicate in {where}, that its run "
+        f": {len(near)} of its {num_rows} rows (first: id {near[0]!r}) have their passage or a near-duplicate in {where}, that its run "
         f"was trained on, {len(same)} with the same question"
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _trained_on(
+    test: tuple[str, str], data: tuple[tuple[str, str], ...], held_out: frozenset[str]
+) -> tuple[int, list[str], list[str]]:
+    """How many rows a file has, and the ids of those whose passage, or question, was trained on; seconds, and the same for runs that
+    were trained alike.
+
+    Args:
+        test: the file that was scored, and its hash.
+        data: hashes and files that were trained on.
+        held_out: ids of their rows that were not.
+    """
+    from ksat.near_duplicates import near_rows, same_questions
+    from ksat.questions import read_questions
+
+    rows = read_questions(test[0])
+    trained = [row for _, name in data for row in read_questions(name) if row.id not in held_out]
+    near = [rows[i].id for i in near_rows(rows, trained)]
+    same = {row_id for row_id, _ in same_questions(rows, trained)} if near else set()
+    return len(rows), near, [row.id for row in rows if row.id in same]
 
 
 def _kept_out(about: Mapping[str, Any]) -> list[Any]:
