@@ -405,12 +405,13 @@ def _question_plus(column: str, key: object) -> str:
 
 def is_missing(cell: str) -> bool:
     """Whether a cell holds nothing: empty, or what str() and the like make of a missing value."""
-    return _clean(cell).lower() in ("", "nan", "none", "null")
+    return not _optional(cell)
 
 
 def _optional(cell: str) -> str:
     """The text of a cell that may be missing; of the choices and the question "None" is a text like any other."""
-    return "" if is_missing(cell) else _clean(cell)
+    text = _clean(cell)
+    return "" if text.lower() in ("nan", "none", "null") else text
 
 
 def _clean(text: str) -> str:

@@ -15,12 +15,14 @@ _FILLERS = re.compile(
 
 def is_visible(text: str) -> bool:
     """Whether anything of it shows: no blanks, control and format characters alone. Private use is seen in old Hangul."""
-    return any(_shows(c) for c in text)
+    return any(map(_shows, text))
 
 
 def looks(text: str) -> str:
     """Equal for texts that look the same: composed, without what does not show; blanks and line breaks stay."""
-    return unicodedata.normalize("NFC", "".join(c for c in text if c.isspace() or _shows(c)))
+    if not text.isprintable() or _FILLERS.search(text):  # nearly every text has nothing of the kind
+        text = "".join(c for c in text if c.isspace() or _shows(c))
+    return unicodedata.normalize("NFC", text)
 
 
 @functools.cache
