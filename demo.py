@@ -71,13 +71,11 @@ def _table() -> str:
 
     from ksat.files import read_json
     from ksat.metrics import (
-        MOST_FREQUENT,
+        baseline_metrics,
         compute_metrics,
         format_difference,
         format_table,
         paired_difference,
-        position_probs,
-        random_baseline,
         scaled_probs,
     )
     from ksat.near_duplicates import passage_groups
@@ -100,13 +98,12 @@ def _table() -> str:
     }
     positions = read_json(Path("checkpoints/demo-fp32/run.json"))["settings"]["answer_positions"]
     probs = {
-        MOST_FREQUENT: position_probs(positions, untuned.num_choices),
         "choices without passage and question": files["-choices-only"].probs,
         "untuned base": untuned.probs,
         f"untuned base, scale {scale:.2f} from validation": fitted,
         **tuned,
     }
-    rows = [("uniform guess", random_baseline(untuned.num_choices, answers))]
+    rows = baseline_metrics(untuned.num_choices, answers, groups, positions)
     rows += [(name, compute_metrics(table, answers, groups)) for name, table in probs.items()]
     lines = [
         f"\nSample test, {len(answers)} questions, 95 % intervals:\n",

@@ -135,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     run = _read_run(args)
     shots = _shots(args)
     setup = _setup(args, device, run)
-    if args.kinds and not ContextRule(setup["context_when"]).asks_kind:
+    rule = ContextRule(setup["context_when"])
+    if args.kinds and not rule.asks_kind:
         raise InputError(
             "--kinds: here kinds decide only who gets a context; add --context-when kind=..., or leave it out"
         )
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = [test, args.answers, args.train, args.prompt, kinds]
     claim = claim_outputs(paths.all, inputs=inputs, overwrite=args.overwrite, command=vars(args))
     with claim if processes.is_main() else contextlib.nullcontext() as outputs:
-        rule, wording = ContextRule(setup["context_when"]), setup["template"]["user"]
+        wording = setup["template"]["user"]
         questions = take_context(questions, rule, wording, str(test), setup["choices_tell_kinds"])
         gold = _gold(args, test, questions)
         predictions, report = _score(args, setup, run, device, test, questions, paths.probs, gold, shots)

@@ -531,7 +531,7 @@ def _resolve(
         settings[name] = given if given is not None else stored.get(name, default)
     if args.context_when is not None:
         settings["context_when"] = args.context_when.name
-    if args.kinds and not settings["folds"] and not settings["context_when"].startswith("kind="):
+    if args.kinds and not settings["folds"] and not ContextRule(settings["context_when"]).asks_kind:
         raise InputError(
             "--kinds: in training kinds decide only how folds are cut and who gets a context; add --folds F or --context-when kind=..., "
             "or leave it out"

@@ -17,13 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ksat.files import read_json
 from ksat.metrics import (
-    MOST_FREQUENT,
+    baseline_metrics,
     compute_metrics,
     format_difference,
     format_table,
     paired_difference,
-    position_probs,
-    random_baseline,
     scaled_probs,
 )
 from ksat.near_duplicates import passage_groups
@@ -52,9 +50,8 @@ def main() -> None:
     scale = read_json(checkpoint / "metrics.json")["fitted_scale"]
     fitted = scaled_probs(raw.probs, scale)
     names = ("untuned base", f"untuned base, scale {scale:.2f} from validation", "fine-tuned")
-    rows = [("uniform guess", random_baseline(raw.num_choices, gold))]
     positions = read_json(checkpoint / "run.json")["settings"]["answer_positions"]
-    rows.append((MOST_FREQUENT, compute_metrics(position_probs(positions, raw.num_choices), gold, groups)))
+    rows = baseline_metrics(raw.num_choices, gold, groups, positions)
     rows += [
         (n, compute_metrics(p, gold, groups)) for n, p in zip(names, (raw.probs, fitted, tuned.probs), strict=True)
     ]

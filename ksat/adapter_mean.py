@@ -15,7 +15,7 @@ from ksat.errors import InputError
 from ksat.files import read_json
 from ksat.identity import name_difference
 from ksat.runs import ADAPTER_FILE, ADAPTER_FOLDER, CONFIG_FILE, Run, read_run
-from ksat.sealed import Rule, number, whole
+from ksat.sealed import Rule, number, require_rules, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,11 +113,7 @@ def read_member(folder: Path) -> Member:
     if config.get("peft_type") != "LORA" or others:
         found = f"{config.get('peft_type')} with {', '.join(others)}" if others else config.get("peft_type")
         raise InputError(f"{folder}: its adapter is {found}; expected a plain LoRA, whose update is scaling * B @ A")
-    for name, (holds, expected) in _LORA_RULES.items():
-        if not holds(config.get(name)):
-            raise InputError(
-                f"{folder / ADAPTER_FOLDER / CONFIG_FILE}: {name} is {config.get(name)!r:.80}, expected {expected}; train the run again"
-            )
+    require_rules(config, folder / ADAPTER_FOLDER / CONFIG_FILE, _LORA_RULES, "train the run again")
     shapes: dict[str, tuple[int, int]] = {}
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())

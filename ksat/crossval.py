@@ -234,7 +234,7 @@ def join_folds(plan: CrossValidation, questions: Sequence[Question]) -> tuple[Pr
         "template": run.template,
         "max_tokens": run.max_tokens,
         "quantization": run.quantization,
-        "context_when": run.settings.get("context_when", "none"),
+        "context_when": run.context_rule.name,
         "shots": 0,
         "choice_orders": ONE_ORDER.name,
         "debias": None,

@@ -80,7 +80,12 @@ def open_sealed(fields: Mapping[str, Any], path: Path, rules: Mapping[str, Rule]
     content = {name: value for name, value in fields.items() if name != "sha256"}
     if fields.get("sha256") != content_sha256(content):
         raise InputError(f"{path}: edited or damaged, its content does not fit its own sha256; {remedy}")
-    for name, (holds, expected) in (rules or {}).items():
-        if not holds(content[name]):
-            raise InputError(f"{path}: {name} is {content[name]!r:.80}, expected {expected}; {remedy}")
+    require_rules(content, path, rules or {}, remedy)
     return content
+
+
+def require_rules(fields: Mapping[str, Any], path: Path, rules: Mapping[str, Rule], remedy: str) -> None:
+    """Raises InputError for the first field that does not keep its rule; one that is missing is null."""
+    for name, (holds, expected) in rules.items():
+        if not holds(value := fields.get(name)):
+            raise InputError(f"{path}: {name} is {value!r:.80}, expected {expected}; {remedy}")
