@@ -78,9 +78,10 @@ def draw_boards(
     parts: list[tuple[FloatArray, IntArray]] = []
     for size in _parts(num_groups):
         shares = rng.dirichlet(np.ones(num_groups), size=size)  # (B, G)
-        unseen = rng.binomial(
-            num_drawn, rng.beta(1, num_groups, size=size)
-        )  # so its share and theirs are Dirichlet(1, ..., 1)
+        share = rng.beta(
+            1, num_groups, size=size
+        )  # of the unseen passage, so that it and theirs are Dirichlet(1, ..., 1)
+        unseen = rng.binomial(num_drawn, share)
         seen = rng.multinomial(num_drawn - unseen, shares)
         half = seen + rng.multinomial(unseen, shares)  # scores of single runs are about the passages at hand alone
         parts.append((_confusion(seen, sums), unseen))

@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from ksat.bases import KNOWN_BASES, KnownBase, find_base, find_local_base
@@ -330,25 +331,14 @@ def check_room(
     if device.kind == "cpu":
         there, where = machine_memory(), "this machine"
 
-    def step(offload: bool) -> MemoryEstimate:
-        return peak(
-            known,
-            device,
-            tokens=tokens,
-            rank=rank,
-            training=training,
-            offload_embedding=offload,
-            nf4=in_nf4,
-            dtype=dtype,
-        )
-
-    estimate = step(offload_embedding)
+    step = partial(peak, known, device, tokens=tokens, rank=rank, training=training, nf4=in_nf4, dtype=dtype)
+    estimate = step(offload_embedding=offload_embedding)
     least = estimate.fixed + estimate.context
     if training:
         helps = remedies(known, device, rank=rank) if device.kind == "cuda" else []
     else:
         can_offload = device.kind == "cuda" and not known.shape.tied and not offload_embedding
-        helps = ["--offload-embedding"] if can_offload and step(True).needed <= there else []
+        helps = ["--offload-embedding"] if can_offload and step(offload_embedding=True).needed <= there else []
     is_run = rank > 0 and not training  # whose base and whose weights' form stay
     smaller = ["take a smaller base", *([] if in_nf4 else ["--quantization nf4"])]
     others = ["take a machine with more memory"] if is_run else smaller

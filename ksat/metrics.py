@@ -259,12 +259,12 @@ def position_baseline(
     Returns:
         None where the training rows are not known and there are fewer passages than folds.
     """
-    from sklearn.model_selection import GroupKFold  # a second to import
-
     if positions:
         return position_probs(positions, num_choices)
     if len(set(groups)) < POSITION_FOLDS:
         return None
+    from sklearn.model_selection import GroupKFold  # a second to import
+
     folds = np.zeros(len(answers), dtype=np.int64)
     splitter = GroupKFold(POSITION_FOLDS, shuffle=True, random_state=0)
     for fold, (_, held_out) in enumerate(splitter.split(answers, groups=np.asarray(groups))):

@@ -470,11 +470,11 @@ def train(
             f"the trainer was patched to another precision than {model.dtype}; what is trained would not be scored"
         )
     trainer.remove_callback(PrinterCallback)
-    for logger in trainer.callback_handler.callbacks:
+    for (
+        logger
+    ) in trainer.callback_handler.callbacks:  # by default the curves lie in `folder`, which goes with the run's end
         if isinstance(logger, TensorBoardCallback) and logger.logging_dir is None:
-            logger.logging_dir = str(
-                folder.parent / CURVES
-            )  # by default in `folder`, which goes when the run is complete
+            logger.logging_dir = str(folder.parent / CURVES)
     callback = RunCallback(
         settings, len(trainer.groups), folder / "log.jsonl", after_epoch, on_save, trainer.memory, scores_again=go_on_from is not None
     )  # fmt: skip
